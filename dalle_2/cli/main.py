@@ -1,0 +1,161 @@
+"""The front door: `dalle2 COMMAND`.
+
+It knows the commands' names only, loads the one that is called, and says in one sentence what went wrong.
+"""
+
+import importlib
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dalle_2.errors import Dalle2Error, UsageError
+from dalle_2.paths import is_disk_full
+
+# A command lives in cli/NAME.py: a function NAME with typer's annotations, or a typer.Typer called `app`.
+COMMANDS = {
+    "generate": "Make pictures from prompts.",
+    "train": "Train a pipeline, or one stage of it.",
+    "evaluate": "Measure how well a pipeline follows its prompts.",
+    "upscale": "Enlarge a picture with a pipeline's upsampler.",
+    "show": "Read back how a picture was made.",
+    "doctor": "Examine this machine and its packages, and name known traps.",
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class LazyGroup(TyperGroup):
+    """A group whose help needs none of its commands loaded."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in COMMANDS:
+            return _load(cmd_name)
+        close = get_close_matches(cmd_name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}"
+        raise UsageError(f"no command {cmd_name!r}: {hint}")
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+# Plain help: drawing boxes would take longer than everything else here together.
+app = typer.Typer(cls=LazyGroup, add_completion=False, rich_markup_mode=None)
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        from dalle_2 import __version__
+
+        typer.echo(f"dalle_2 {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """An open DALL·E 2: train it, make pictures with it, measure it.
+
+    dalle2 COMMAND --help explains one command; --debug may stand anywhere.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
+    arguments, debug = _take_debug(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        # Without typer's own handling, so that every error has one form and one place.
+        status = typer.main.get_command(app).main(arguments or ["--help"], "dalle2", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sentence, status = _verdict(error)
+        _say(sentence)
+    if status == INTERRUPTED:  # typer itself may have turned the interrupt into this status
+        _say("interrupted")
+    return status if isinstance(status, int) else 0
+
+
+def _take_debug(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """Removes --debug wherever it stands before a bare "--"."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = [argument for argument in argv[:end] if argument != "--debug"]
+    return [*options, *argv[end:]], len(options) < end
+
+
+def _verdict(error: Any) -> tuple[str, int]:
+    """One sentence and the exit status for any error."""
+    if isinstance(error, Dalle2Error):
+        return str(error), error.exit_status
+    if is_disk_full(error):
+        name = getattr(error, "filename", None)
+        return f"the disk is full while writing {name or 'a file'}: free some space or write elsewhere", 1
+    if _is_typers(error):
+        return f"{error.format_message().rstrip('.')}: {_command_path(error)} --help lists what it takes", 2
+    if type(error).__module__.startswith("pydantic"):
+        from pydantic import ValidationError
+
+        from dalle_2.config import describe
+
+        if isinstance(error, ValidationError):
+            return describe(error), UsageError.exit_status
+    if isinstance(error, ImportError):
+        return f"can't import {error.name or 'a package'} ({error}): dalle2 doctor says what is installed", 1
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {error.filename}", 1
+    return f"{_first_line(error)} (--debug shows where)", 1
+
+
+def _is_typers(error: Any) -> bool:
+    """typer's usage errors; their class moved between versions, their two attributes did not."""
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def _command_path(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "dalle2"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def _load(name: str) -> Any:
+    module = importlib.import_module(f"dalle_2.cli.{name}")
+    return typer.main.get_command(getattr(module, "app", None) or _alone(name, getattr(module, name)))
+
+
+def _alone(name: str, function: Callable[..., Any]) -> typer.Typer:
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name)(function)
+    return alone
+
+
+def _say(sentence: str) -> None:
+    print(f"dalle2: {' '.join(sentence.split())}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """A warning as a sentence; where in the source it arose is of no use to a person at a prompt."""
+    if not issubclass(category, DeprecationWarning | FutureWarning):
+        _say(f"warning: {message}")

@@ -1,0 +1,77 @@
+"""What a person sees while pictures are sampled: a live bar for each stage, or plain lines where nobody watches."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+
+class StageProgress(Protocol):
+    """Is told of every step; used as a context."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def step(self, stage: str, step: Any) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def step(self, stage: str, step: Any) -> None:
+        """Nothing."""
+
+
+class Bars(Silent):
+    """A live bar for each stage, on stderr. totals: steps a stage over the whole run."""
+
+    def __init__(self, totals: Mapping[str, int]) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description:<13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._tasks = {
+            stage: self._progress.add_task(stage, total=total, start=False) for stage, total in totals.items()
+        }
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def step(self, stage: str, step: Any) -> None:
+        """Moves a stage's bar, whose clock starts with its first step."""
+        self._progress.start_task(self._tasks[stage])
+        self._progress.advance(self._tasks[stage])
+
+
+class Lines(Silent):
+    """A line on stderr whenever a stage has gone through its steps."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def step(self, stage: str, step: Any) -> None:
+        """Speaks after a stage's last step."""
+        if step.index + 1 == step.total:
+            now = time.monotonic()
+            print(f"{stage}: {step.total} steps, {now - self._since:.1f} s", file=sys.stderr, flush=True)
+            self._since = now
+
+
+def stage_progress(totals: Mapping[str, int], *, quiet: bool) -> StageProgress:
+    """Bars where a person watches, lines where a file does."""
+    if quiet:
+        return Silent()
+    return Bars(totals) if sys.stderr.isatty() else Lines()

@@ -1,0 +1,64 @@
+"""`dalle2 train`: every stage of a recipe, or one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dalle_2.errors import UsageError
+
+STAGES = ("clip", "prior", "decoder", "upsampler")
+
+WHAT = "A preset (shapes-tiny), a TOML file, or both a stage (clip, prior, decoder, upsampler) and a preset."
+
+
+def train(
+    what: Annotated[list[str] | None, typer.Argument(help=WHAT, show_default=False)] = None,
+    data: Annotated[Path | None, typer.Option(help="Train on this folder of captioned pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The pipeline's folder; by default trained_models/NAME.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe, e.g. decoder.run.images=50000.")] = None,
+    scale: Annotated[float, typer.Option(help="Multiply the length of every stage: 2 for twice the minutes.")] = 1.0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe as JSON and stop.")] = False,
+) -> None:
+    """Train a pipeline, or one stage of it.
+
+    Called again it goes on where it stopped; what is finished is skipped. The folder it leaves is a pipeline that
+    `dalle2 generate --pipeline` takes.
+    """
+    stages, names = split_stages(what or [])
+    from dalle_2.presets import resolve
+
+    recipe = resolve(names, data=data, changes=changes or [], scale=scale)
+    if show:
+        typer.echo(recipe.model_dump_json(indent=2))
+        return
+
+    from dalle_2.models.placement import choose_device
+    from dalle_2.paths import TRAINED_MODELS
+    from dalle_2.training.expectation import expectation
+    from dalle_2.training.progress import reporter
+    from dalle_2.training.train import Training
+
+    folder = out or TRAINED_MODELS / recipe.name
+    if not quiet:
+        typer.echo(expectation(recipe, folder), err=True)
+    training = Training(
+        recipe, folder, reporter=reporter(quiet=quiet), device=str(choose_device(device)),
+        say=lambda line: None if quiet else typer.echo(line, err=True),
+    )  # fmt: skip
+    pipeline = training.train(stages)
+    if pipeline is None:
+        typer.echo(f"stages done: {', '.join(stages)}; the pipeline needs the others too", err=True)
+    else:
+        typer.echo(f'{pipeline}\nnow: dalle2 generate "your words" --pipeline {pipeline}')
+
+
+def split_stages(what: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The stages named, or all, and what else was named."""
+    stages = tuple(word for word in what if word in STAGES)
+    names = [word for word in what if word not in STAGES]
+    if len(names) > 1:
+        raise UsageError(f"train takes one preset or TOML file, got {', '.join(names)}")
+    return stages or STAGES, names

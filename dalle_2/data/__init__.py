@@ -1,0 +1,1 @@
+"""Pictures, captions and their embeddings as batches. Knows no model."""

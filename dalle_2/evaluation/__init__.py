@@ -1,0 +1,1 @@
+"""Metrics and reports: what generated pictures show, against what was asked for."""

@@ -1,0 +1,160 @@
+"""Prompts to finished pictures, batch by batch, each with the record of how it was made."""
+
+import os
+import secrets
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from jaxtyping import Float
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from dalle_2.config import Settings
+from dalle_2.images import to_pils
+from dalle_2.inference.record import record
+from dalle_2.models.dalle2 import DALLe2, OnStep
+from dalle_2.models.stages import StageSettings
+from dalle_2.pipelines.find import DEFAULT
+from dalle_2.pipelines.folder import load
+from dalle_2.text.prompts import check_prompts
+from dalle_2.text.tokenizer import Tokenizer
+
+SEEDS = 2**32
+WORDS_SHOWN = 12
+SHORTEST_SHOWN = 3  # letters; shorter words are articles and the like
+
+
+class GenerationSettings(Settings):
+    """How pictures are made; None is the pipeline's own default. Stages are named as in `DALLe2.settings`."""
+
+    steps: int | None = Field(None, ge=1)
+    eta: float = Field(0.0, ge=0, lt=1)
+    guidance: dict[str, float] = Field(default_factory=dict)
+    stage_steps: dict[str, int] = Field(default_factory=dict)
+    use_prior: bool = True
+    micro_batch: int | None = Field(None, ge=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A finished picture: the index-th of its run, and all that it takes to make it again."""
+
+    index: int
+    prompt: str
+    seed: int
+    image: Image.Image
+    metadata: dict[str, Any]
+
+
+def generate(
+    prompts: Sequence[str],
+    pipeline: str | os.PathLike[str] | DALLe2 = DEFAULT,
+    *,
+    n: int = 1,
+    seed: int | None = None,
+    settings: GenerationSettings | None = None,
+    on_step: OnStep | None = None,
+) -> list[Image.Image]:
+    """`n` pictures for each prompt, the pictures of a prompt side by side; a lone string is one prompt.
+
+    Warns of words that the pipeline never saw. Raises what `dalle_2.load` and `DALLe2.generate` raise.
+    """
+    listed = check_prompts(prompts)
+    loaded = pipeline if isinstance(pipeline, DALLe2) else load(pipeline)
+    for warning in prompt_warnings(loaded, listed):
+        warnings.warn(warning, stacklevel=2)
+    made = generations(loaded, repeated(listed, n), seed, settings or GenerationSettings(), on_step=on_step)
+    return [generation.image for generation in made]
+
+
+def generations(
+    pipeline: DALLe2,
+    prompts: Sequence[str],
+    seed: int | None = None,
+    settings: GenerationSettings | None = None,
+    *,
+    on_step: OnStep | None = None,
+) -> Iterator[Generation]:
+    """One picture a prompt, as each micro-batch of them is done; picture k has seed + k, by default a new seed."""
+    settings = settings or GenerationSettings()
+    plan = plan_of(pipeline, settings)
+    first = new_seed() if seed is None else seed
+    size = settings.micro_batch or pipeline.micro_batch
+    for start in range(0, len(prompts), size):
+        part = list(prompts[start : start + size])
+        pictures = _pictures(pipeline, part, first + start, settings, on_step)
+        for k, image in enumerate(to_pils(pictures)):
+            metadata = {"prompt": part[k], "seed": first + start + k, **record(pipeline, plan, image)}
+            yield Generation(start + k, part[k], first + start + k, image, metadata)
+
+
+def plan_of(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, StageSettings]:
+    """What each stage of a run will do. Loads the parts; raises UsageError for settings that don't fit them."""
+    return pipeline.settings(
+        settings.steps,
+        settings.eta,
+        guidance=settings.guidance,
+        stage_steps=settings.stage_steps,
+        use_prior=settings.use_prior,
+    )
+
+
+def repeated(prompts: Sequence[str], n: int) -> list[str]:
+    """Each prompt `n` times in a row."""
+    return [prompt for prompt in prompts for _ in range(n)]
+
+
+def new_seed() -> int:
+    """A seed that nobody chose."""
+    return secrets.randbelow(SEEDS)
+
+
+def prompt_warnings(pipeline: DALLe2, prompts: Sequence[str]) -> list[str]:
+    """Sentences about prompts that will be cut, and about words that no training caption had."""
+    tokenizer = getattr(pipeline.clip_encoder, "tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        return []
+    cut = [prompt for prompt in prompts if tokenizer.truncated(prompt)]
+    unknown = list(dict.fromkeys(word for prompt in prompts for word in tokenizer.unknown_words(prompt)))
+    sentences = [_cut(prompt, tokenizer.context_length - 2) for prompt in cut]
+    return sentences + ([_unknown(unknown, tokenizer.known_words)] if unknown else [])
+
+
+def _pictures(
+    pipeline: DALLe2, prompts: list[str], seed: int, settings: GenerationSettings, on_step: OnStep | None
+) -> Float[Tensor, "n 3 h w"]:
+    return pipeline.generate(
+        prompts,
+        settings.steps,
+        settings.eta,
+        seeds=seed,
+        guidance=settings.guidance,
+        stage_steps=settings.stage_steps,
+        use_prior=settings.use_prior,
+        micro_batch=len(prompts),
+        on_step=on_step,
+    )
+
+
+def _cut(prompt: str, most: int) -> str:
+    return f"the prompt {_short(prompt)!r} is longer than the {most} tokens that this pipeline reads: its end is cut"
+
+
+def _unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
+    words = ", ".join(unknown[:WORDS_SHOWN]) + (", ..." if len(unknown) > WORDS_SHOWN else "")
+    return f"this pipeline never saw {words}; words it knows: {', '.join(_examples(unknown, known))}"
+
+
+def _examples(unknown: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Words near the unknown ones, then the most frequent ones."""
+    candidates = [word for word in known if len(word) >= SHORTEST_SHOWN]
+    near = [word for name in unknown[:WORDS_SHOWN] for word in get_close_matches(name, candidates, n=1)]
+    return list(dict.fromkeys([*near, *candidates]))[:WORDS_SHOWN]
+
+
+def _short(prompt: str, most: int = 60) -> str:
+    return prompt if len(prompt) <= most else f"{prompt[: most - 3]}..."

@@ -1,0 +1,27 @@
+"""How a picture was made, as plain values for its metadata."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dalle_2 import __version__
+from dalle_2.models.dalle2 import DALLe2
+from dalle_2.models.stages import StageSettings
+
+
+def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Image) -> dict[str, Any]:
+    """All that the picture hangs on besides its prompt and its seed. plan: the stages' settings."""
+    return {
+        "pipeline": pipeline.name,
+        "pipeline_sha256": pipeline.fingerprint,
+        "steps": {name: stage.steps for name, stage in plan.items()},
+        "guidance": {name: stage.guidance for name, stage in plan.items()},
+        "eta": max(stage.eta for stage in plan.values()),
+        "size": f"{image.width}x{image.height}",
+        "device": pipeline.device.type,
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
+        "dalle_2": __version__,
+        "torch": torch.__version__,
+    }

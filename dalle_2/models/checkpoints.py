@@ -1,0 +1,89 @@
+"""A model <-> one weight file: which class a file's kind stands for."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from dalle_2.config import Settings, parse
+from dalle_2.errors import CheckpointError, ConfigError, UsageError
+from dalle_2.weights.checkpoint import load_checkpoint, load_tensors, save_checkpoint
+
+
+class Kind(NamedTuple):
+    """Where a kind's class and settings live. Names, so that a file loads no other model's code."""
+
+    module: str
+    model: str
+    settings: str
+
+
+KINDS = {
+    "clip": Kind("dalle_2.models.clip", "CLIP", "CLIPConfig"),
+    "prior": Kind("dalle_2.models.prior", "Prior", "PriorConfig"),
+    "decoder": Kind("dalle_2.models.decoder", "Decoder", "DecoderConfig"),
+    "upsampler": Kind("dalle_2.models.upsampler", "Upsampler", "UpsamplerConfig"),
+}
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """A model that fits into a weight file."""
+
+    kind: str
+    config: Settings
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def save_model(
+    model: nn.Module,
+    path: str | Path,
+    provenance: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a model with its settings, atomically; `dtype` is for floating-point tensors only.
+
+    provenance: plain JSON values about its origin; by default what came with it when it was loaded.
+
+    Raises UsageError for a model without kind and settings and for a suffix that names no format,
+    CheckpointError if the file can't be written.
+    """
+    if not isinstance(model, Stored):
+        raise UsageError(f"a {type(model).__name__} can't be stored: it has no kind and no config")
+    settings = model.config.model_dump(mode="json")
+    origin = getattr(model, "provenance", None) if provenance is None else provenance
+    save_checkpoint(path, model.kind, settings, model.state_dict(), origin, dtype)
+
+
+def load_model(path: str | Path, kind: str | None = None) -> nn.Module:
+    """Rebuilds a model from its file: in float32 on the CPU, in eval mode.
+
+    What the file says of its origin is kept as `model.provenance`.
+
+    Raises CheckpointError if the file is missing, damaged, of another kind than `kind`, of an unknown kind, or
+    if its settings and tensors don't fit each other; UsageError for a suffix that names no format.
+    """
+    checkpoint = load_checkpoint(path, kind)
+    model = build(checkpoint.kind, checkpoint.config, where=str(path))
+    load_tensors(model, checkpoint.tensors, path)
+    model.provenance = checkpoint.provenance  # type: ignore[assignment]
+    return model.eval()
+
+
+def build(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Module:
+    """The untrained model of a kind. Raises CheckpointError, naming `where` the settings came from."""
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise CheckpointError(f"{where} holds a {kind!r}, and this release knows {known}: upgrade dalle_2")
+    home = importlib.import_module(KINDS[kind].module)
+    try:
+        config = parse(getattr(home, KINDS[kind].settings), settings)
+        # Weights that are about to be replaced must not cost the caller random numbers.
+        with torch.random.fork_rng(devices=[]):
+            return getattr(home, KINDS[kind].model).from_config(config)
+    except (ConfigError, UsageError) as error:
+        raise CheckpointError(f"the settings in {where} don't describe a {kind}: {error}") from None

@@ -1,0 +1,290 @@
+"""CLIP (Radford et al. 2021): an image tower and a text tower that meet in one embedding space.
+
+Two additions serve small training sets, both off by default: a convolutional stem (Xiao et al. 2021) and an
+auxiliary caption decoder (after CoCa, Yu et al. 2022), which asks each embedding alone to hold all that the
+caption says.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_2.config import Settings, parse
+from dalle_2.errors import UsageError
+from dalle_2.models.layers.caption_decoder import CaptionDecoder
+from dalle_2.models.layers.stem import conv_stem, patch_stem
+from dalle_2.models.layers.transformer import Activation, Transformer
+
+MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5: larger temperatures make training unstable
+
+
+class TowerConfig(Settings):
+    """What both towers have. mlp_width None means four times the width."""
+
+    width: int = Field(ge=1)
+    depth: int = Field(ge=0)
+    heads: int = Field(ge=1)
+    mlp_width: int | None = Field(None, ge=1)
+    activation: Activation = "gelu"
+    eps: float = Field(1e-5, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
+
+
+class VisionConfig(TowerConfig):
+    """The image tower. mean and std normalise pictures in [0, 1]; the defaults leave [-1, 1] as it is."""
+
+    width: int = Field(160, ge=1)
+    depth: int = Field(4, ge=0)
+    heads: int = Field(5, ge=1)
+    image_size: int = Field(64, ge=1)
+    patch: int = Field(8, ge=1)
+    stem: Literal["patch", "conv"] = "patch"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch {self.patch}")
+        if self.stem == "conv" and (self.patch < 2 or self.patch & (self.patch - 1)):
+            raise ValueError(
+                f"a conv stem halves the picture, so patch must be 2, 4, 8, ..., got {self.patch}"
+            )
+        return self
+
+
+class TextConfig(TowerConfig):
+    """The text tower. pool: it is read at the first `eos_id`, or at the highest id as in OpenAI's code."""
+
+    width: int = Field(160, ge=1)
+    depth: int = Field(3, ge=0)
+    heads: int = Field(5, ge=1)
+    vocab_size: int = Field(4096, ge=1)
+    context_length: int = Field(32, ge=2)
+    pad_id: int = Field(0, ge=0)
+    eos_id: int = Field(2, ge=0)
+    pool: Literal["eos", "highest"] = "eos"
+
+
+class CLIPConfig(Settings):
+    """A whole CLIP. normalised: whether its embeddings are meant to be used at unit length.
+
+    caption_depth: blocks of the caption decoder, 0 for none; caption_weight: its share in the loss.
+    """
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    embed_dim: int = Field(512, ge=1)
+    logit_scale: float = Field(1 / 0.07, gt=0, le=MAX_LOGIT_SCALE)
+    normalised: bool = True
+    caption_depth: int = Field(0, ge=0)
+    caption_weight: float = Field(1.0, ge=0)
+
+
+class VisionTower(nn.Module):
+    """A vision transformer that reads its class token."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: VisionConfig, embed_dim: int) -> None:
+        super().__init__()
+        width, scale = config.width, config.width**-0.5
+        self.stem = (conv_stem if config.stem == "conv" else patch_stem)(config.patch, width)
+        self.class_token = nn.Parameter(scale * torch.randn(width))
+        self.positions = nn.Parameter(
+            scale * torch.randn((config.image_size // config.patch) ** 2 + 1, width)
+        )
+        self.norm_in = nn.LayerNorm(width, eps=config.eps)
+        self.transformer = _transformer(config, causal=False)
+        self.norm_out = nn.LayerNorm(width, eps=config.eps)
+        self.projection = _projection(width, embed_dim)
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        x = ((x + 1) / 2 - self.mean) / self.std
+        patches = rearrange(self.stem(x), "b w h v -> b (h v) w")
+        tokens = torch.cat([self.class_token.to(patches.dtype).expand(len(x), 1, -1), patches], dim=1)
+        states = self.transformer(self.norm_in(tokens + self.positions))
+        return self.projection(self.norm_out(states[:, 0]))
+
+
+class TextTower(nn.Module):
+    """A causal transformer that reads its end token, so whatever follows that has no influence."""
+
+    def __init__(self, config: TextConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Parameter(0.01 * torch.randn(config.context_length, config.width))
+        self.transformer = _transformer(config, causal=True)
+        self.norm_out = nn.LayerNorm(config.width, eps=config.eps)
+        self.projection = _projection(config.width, embed_dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def states(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l w"]:
+        if tokens.shape[1] > self.config.context_length:
+            raise UsageError(
+                f"got {tokens.shape[1]} tokens, this CLIP reads at most {self.config.context_length}"
+            )
+        return self.norm_out(self.transformer(self.embedding(tokens) + self.positions[: tokens.shape[1]]))
+
+    def forward(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
+        states = self.states(tokens)
+        ends = self.ends(tokens)
+        return self.projection(states[torch.arange(len(tokens), device=tokens.device), ends])
+
+    def ends(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, "b"]:
+        """The position each text is read at. argmax gives the first of several equal values."""
+        return (tokens if self.config.pool == "highest" else (tokens == self.config.eos_id).int()).argmax(
+            dim=1
+        )
+
+
+class CLIP(nn.Module):
+    """Images in [-1, 1] and token rows to embeddings, and the loss that trains both towers."""
+
+    kind = "clip"
+
+    def __init__(self, config: CLIPConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or CLIPConfig()
+        self.vision = VisionTower(config.vision, config.embed_dim)
+        self.text = TextTower(config.text, config.embed_dim)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
+        self.caption = _caption_decoder(config) if config.caption_depth else None
+
+    @classmethod
+    def from_config(cls, config: CLIPConfig | Mapping[str, Any]) -> Self:
+        """Raises ConfigError for settings that don't fit."""
+        return cls(config if isinstance(config, CLIPConfig) else parse(CLIPConfig, config, where="clip"))
+
+    @property
+    def image_size(self) -> int:
+        return self.config.vision.image_size
+
+    @property
+    def embed_dim(self) -> int:
+        return self.config.embed_dim
+
+    @property
+    def normalised(self) -> bool:
+        return self.config.normalised
+
+    def encode_image(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        """Raw embeddings of pictures in [-1, 1]. Raises UsageError for another size than image_size."""
+        if x.shape[-1] != self.image_size:
+            raise UsageError(
+                f"got pictures of {x.shape[-1]} px, this CLIP reads {self.image_size} px: resize them first"
+            )
+        return self.vision(x)
+
+    def encode_text(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
+        """Raw embeddings of token rows. Raises UsageError for rows longer than the context."""
+        return self.text(self._trimmed(tokens))
+
+    def text_states(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l w"]:
+        """The text tower's last hidden states, after the final norm, one a token."""
+        return self.text.states(tokens)
+
+    def forward(
+        self, image: Float[Tensor, "b 3 s s"], tokens: Int[Tensor, "b l"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"], Float[Tensor, ""]]:
+        """Raw image embeddings, raw text embeddings, and the factor of their cosines."""
+        return self.encode_image(image), self.encode_text(tokens), self.log_scale.exp()
+
+    def noised(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """CLIP learns from clean pairs."""
+        return batch
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """batch: "image" (B,3,S,S) in [-1,1], "tokens" (B,L).
+
+        Gives "loss", and for the log "contrastive" (CLIP, figure 3), "accuracy" of retrieval inside the
+        batch, and with a caption decoder "caption_image" and "caption_text", cross entropies a token in nats.
+        """
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        tokens = self._trimmed(batch["tokens"])
+        raw_image, raw_text, scale = self(batch["image"], tokens)
+        # A cosine near 1 has no digits left in half precision.
+        with torch.autocast(tokens.device.type, enabled=False):
+            z_img, z_txt = F.normalize(raw_image.float(), dim=-1), F.normalize(raw_text.float(), dim=-1)
+            parts = contrastive(z_img, z_txt, scale.float(), same_text(tokens))
+        loss = parts["contrastive"]
+        if self.caption is not None:
+            captions = self.caption.losses(torch.stack([z_img, z_txt]), tokens, self.text.ends(tokens))
+            parts |= {"caption_image": captions[0], "caption_text": captions[1]}
+            loss = loss + self.config.caption_weight * captions.mean()
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+    def _trimmed(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, "b k"]:
+        """Without the columns after the last end token, which influence nothing and cost time."""
+        return tokens[:, : int(self.text.ends(tokens).max()) + 1] if len(tokens) else tokens
+
+
+def same_text(tokens: Int[Tensor, "b l"]) -> Bool[Tensor, "b b"]:
+    """True where two rows are the same caption."""
+    ids = torch.unique(tokens, dim=0, return_inverse=True)[1]
+    return ids[:, None] == ids[None, :]
+
+
+def contrastive(
+    z_img: Float[Tensor, "b d"],
+    z_txt: Float[Tensor, "b d"],
+    scale: Float[Tensor, ""],
+    same: Bool[Tensor, "b b"],
+) -> dict[str, Tensor]:
+    """The symmetric cross entropy of CLIP's figure 3, for embeddings of unit length.
+
+    Pairs whose captions are `same` are no negatives of each other: they leave the sum.
+    """
+    logits = scale * z_img @ z_txt.T
+    target = torch.arange(len(logits), device=logits.device)
+    others = same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(others, -math.inf)
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    right = torch.cat([logits.argmax(0) == target, logits.argmax(1) == target])
+    return {"contrastive": loss, "accuracy": right.float().mean()}
+
+
+def _transformer(config: TowerConfig, *, causal: bool) -> Transformer:
+    return Transformer(
+        config.width,
+        config.depth,
+        config.heads,
+        activation=config.activation,
+        mlp_width=config.mlp_width,
+        causal=causal,
+        eps=config.eps,
+    )
+
+
+def _projection(width: int, embed_dim: int) -> nn.Linear:
+    layer = nn.Linear(width, embed_dim, bias=False)
+    nn.init.normal_(layer.weight, std=width**-0.5)
+    return layer
+
+
+def _caption_decoder(config: CLIPConfig) -> CaptionDecoder:
+    return CaptionDecoder(
+        config.embed_dim,
+        width=config.text.width,
+        depth=config.caption_depth,
+        heads=config.text.heads,
+        vocab_size=config.text.vocab_size,
+        context_length=config.text.context_length,
+    )

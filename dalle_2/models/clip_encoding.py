@@ -1,0 +1,127 @@
+"""The one door through which prompts and pictures become CLIP embeddings."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from dalle_2.errors import UsageError
+from dalle_2.images import from_pil
+from dalle_2.models.clip import CLIP
+from dalle_2.models.clip_loading import Loaded, TextToTokens, load_clip
+from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+# OpenCLIP ViT-B/32 trained on LAION-2B, 512 numbers an embedding.
+DEFAULT_CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+
+
+class CLIPEncoder:
+    """Texts and PIL pictures to float32 embeddings without gradient, of unit length unless the CLIP says raw.
+
+    model: by default OpenCLIP ViT-B/32 from the hub cache or the hub. Also a CLIP of ours with
+        `tokenizer`; a weight file of ours with tokenizer.json beside it; a folder in the Hugging Face layout;
+        a hub id; or "openclip:ViT-B-32/laion2b_s34b_b79k" where open_clip is installed.
+    device, dtype: where and in what precision it computes; by default float32 on the CPU, and a model that is
+        given stays as it is.
+    normalise: overrides what the CLIP declares about unit length.
+    batch_size: how many texts or pictures go through the model at once.
+
+    Raises HubError if a hub model is neither cached nor reachable, CheckpointError for weights that are
+    damaged or don't fit, MissingExtra without open_clip, UsageError for anything else that is no CLIP.
+    """
+
+    def __init__(
+        self,
+        model: CLIP | str | Path | None = None,
+        *,
+        tokenizer: TextToTokens | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        normalise: bool | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        loaded = _loaded(DEFAULT_CLIP if model is None else model, tokenizer)
+        _check_fit(loaded)
+        self.model = loaded.model.to(device=device, dtype=dtype)
+        self.tokenizer = loaded.tokenizer
+        self.batch_size = batch_size
+        self.space = EmbeddingSpace(
+            dim=loaded.model.embed_dim,
+            normalised=loaded.model.normalised if normalise is None else normalise,
+        )
+
+    @property
+    def dim(self) -> int:
+        """How many numbers an embedding has."""
+        return self.space.dim
+
+    def encode_text(self, prompts: list[str]) -> Float[Tensor, "n d"]:
+        """One embedding a prompt, (N, dim). An empty prompt is a prompt; an empty list gives (0, dim)."""
+        if isinstance(prompts, str):
+            raise UsageError("encode_text takes a list of prompts, got one string: put it into a list")
+        return self._in_batches(prompts, lambda some: self.model.encode_text(self._tokens(some)))
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        """One embedding a picture, (N, dim), of its central square; resized bicubically with antialiasing."""
+        return self._in_batches(images, lambda some: self.model.encode_image(self._pixels(some)))
+
+    def to(self, device: torch.device | str) -> "CLIPEncoder":
+        """Moves the model, and returns this encoder."""
+        self.model.to(device)
+        return self
+
+    def _tokens(self, prompts: Sequence[str]) -> Tensor:
+        return self.tokenizer(list(prompts)).to(self._parameter.device)
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        pixels = torch.stack([from_pil(image, self.model.image_size) for image in images])
+        return pixels.to(self._parameter)
+
+    @property
+    def _parameter(self) -> Tensor:
+        """Stands for the model's device and dtype, which may have changed since."""
+        return next(self.model.parameters())
+
+    @torch.no_grad()
+    def _in_batches(
+        self, items: Sequence[T], encode: Callable[[Sequence[T]], Tensor]
+    ) -> Float[Tensor, "n d"]:
+        batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
+        empty = torch.zeros(0, self.dim, device=self._parameter.device)
+        return self.space.finish(torch.cat([empty, *(encode(batch).float() for batch in batches)]))
+
+
+def _loaded(model: CLIP | str | Path, tokenizer: TextToTokens | None) -> Loaded:
+    if not isinstance(model, CLIP):
+        loaded = load_clip(model)
+        return loaded if tokenizer is None else loaded._replace(tokenizer=tokenizer)
+    if tokenizer is None:
+        raise UsageError("a CLIP model comes without its vocabulary: give CLIPEncoder its tokenizer too")
+    return Loaded(model, tokenizer)
+
+
+def _check_fit(loaded: Loaded) -> None:
+    """Raises UsageError if the tokens would mean something else to the model."""
+    if not (isinstance(loaded.model, CLIP) and isinstance(loaded.tokenizer, Tokenizer)):
+        return
+    text, tokenizer = loaded.model.config.text, loaded.tokenizer
+    if tokenizer.vocab_size > text.vocab_size or tokenizer.context_length > text.context_length:
+        raise UsageError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and rows of {tokenizer.context_length}, "
+            f"but this CLIP knows {text.vocab_size} and reads {text.context_length}: "
+            "use the tokenizer it was trained with"
+        )
+    if text.pool == "eos" and tokenizer.eos_id != text.eos_id:
+        raise UsageError(
+            f"the tokenizer ends a text with id {tokenizer.eos_id}, but this CLIP reads it at id "
+            f"{text.eos_id}: use the tokenizer it was trained with"
+        )

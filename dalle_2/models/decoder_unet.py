@@ -1,0 +1,145 @@
+"""The ADM/GLIDE U-Net: one network for the decoder and, with other settings, for the upsamplers."""
+
+import torch
+from jaxtyping import Float
+from pydantic import field_validator, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_2.config import Settings
+from dalle_2.models.layers.init import zeroed
+from dalle_2.models.layers.residual import Downsample, ResidualBlock, Upsample, group_norm
+from dalle_2.models.layers.spatial_attention import SpatialAttention
+
+
+class DecoderUNetConfig(Settings):
+    """Widths and depths of the U-Net.
+
+    `patch` folds squares of pixels into channels before the first level and unfolds them after the last
+    (Hoogeboom et al. 2023, section 2.3): most of the cost of a small U-Net lies at full resolution.
+    `attention` holds the levels (0 is the finest) that attend. `low_res_channels` are the channels of a second
+    picture that is stacked under the noised one (the upsampler's condition).
+    """
+
+    channels: int = 128
+    multiples: tuple[int, ...] = (1, 2, 3, 4)
+    blocks: int = 2
+    attention: tuple[int, ...] = (2, 3)
+    middle_attention: bool = True
+    head_channels: int = 64
+    patch: int = 1
+    out_channels: int = 3
+    low_res_channels: int = 0
+    z_dim: int = 512
+    t_dim: int = 512
+    context_tokens: int = 4
+    scale_shift: bool = True
+    dropout: float = 0.0
+
+    @field_validator("multiples")
+    @classmethod
+    def _some_level(cls, multiples: tuple[int, ...]) -> tuple[int, ...]:
+        if not multiples:
+            raise ValueError("a U-Net needs at least one level; give one multiple a level, e.g. [1, 2, 4]")
+        return multiples
+
+    @model_validator(mode="after")
+    def _levels_exist(self) -> "DecoderUNetConfig":
+        wrong = [level for level in self.attention if not 0 <= level < len(self.multiples)]
+        if wrong:
+            raise ValueError(f"attention names level {wrong[0]}, but the levels are 0 to {len(self.multiples) - 1}")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """What height and width of a picture must be divisible by."""
+        return int(self.patch * 2 ** (len(self.multiples) - 1))
+
+
+class Block(nn.Module):
+    """A residual block and, on levels that attend, an attention block."""
+
+    def __init__(self, channels: int, out_channels: int, config: DecoderUNetConfig, attends: bool) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(
+            channels, out_channels, config.t_dim, scale_shift=config.scale_shift, dropout=config.dropout
+        )
+        context = config.t_dim if config.context_tokens else None
+        self.attention = SpatialAttention(out_channels, config.head_channels, context) if attends else None
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"], context: Float[Tensor, "b m e"] | None
+    ) -> Float[Tensor, "b c2 h w"]:
+        x = self.residual(x, embedding)
+        return x if self.attention is None else self.attention(x, context)
+
+
+class DecoderUNet(nn.Module):
+    """Predicts the configured target of a noised picture, given an image embedding and a time embedding.
+
+    The image embedding is projected and added to the time embedding, and projected to `context_tokens` tokens
+    that every attention block may look at (DALL·E 2 paper, section 2.1).
+    """
+
+    def __init__(self, config: DecoderUNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or DecoderUNetConfig()
+        widths = [config.channels * multiple for multiple in config.multiples]
+        folded = config.patch**2
+        self.null_z = nn.Parameter(torch.zeros(config.z_dim))
+        self.embed_z = nn.Linear(config.z_dim, config.t_dim)
+        self.context = nn.Linear(config.z_dim, config.context_tokens * config.t_dim) if config.context_tokens else None
+        self.conv_in = nn.Conv2d(folded * (3 + config.low_res_channels), widths[0], 3, padding=1)
+
+        self.down, skips = nn.ModuleList(), [widths[0]]
+        width = widths[0]
+        for level, target in enumerate(widths):
+            if level:
+                self.down.append(Downsample(width, width))
+                skips.append(width)
+            for _ in range(config.blocks):
+                self.down.append(Block(width, target, config, level in config.attention))
+                skips.append(width := target)
+
+        self.middle = nn.ModuleList(
+            [Block(width, width, config, config.middle_attention), Block(width, width, config, False)]
+        )
+
+        self.up = nn.ModuleList()
+        for level, target in reversed(list(enumerate(widths))):
+            for _ in range(config.blocks + 1):
+                self.up.append(Block(width + skips.pop(), target, config, level in config.attention))
+                width = target
+            if level:
+                self.up.append(Upsample(width, width))
+
+        self.norm_out = group_norm(width)
+        self.conv_out = zeroed(nn.Conv2d(width, folded * config.out_channels, 3, padding=1))
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "b 3 h w"],
+        z_img: Float[Tensor, "b {self.config.z_dim}"],
+        t_emb: Float[Tensor, "b {self.config.t_dim}"],
+        *,
+        low_res: Float[Tensor, "b k h w"] | None = None,
+    ) -> Float[Tensor, "b {self.config.out_channels} h w"]:
+        """`low_res` has the height and width of `x_t`; it is wanted exactly when the settings name channels for it."""
+        embedding = F.silu(t_emb + self.embed_z(z_img))
+        context = self.context(z_img).unflatten(1, (-1, self.config.t_dim)) if self.context is not None else None
+
+        x = x_t if low_res is None else torch.cat([x_t, low_res], dim=1)
+        x = F.pixel_unshuffle(x, self.config.patch).contiguous(memory_format=torch.channels_last)
+        skips = [x := self.conv_in(x)]
+        for layer in self.down:
+            x = layer(x, embedding, context) if isinstance(layer, Block) else layer(x)
+            skips.append(x)
+        for layer in self.middle:
+            x = layer(x, embedding, context)
+        for layer in self.up:
+            if isinstance(layer, Block):
+                x = layer(torch.cat([x, skips.pop()], dim=1), embedding, context)
+            else:
+                x = layer(x)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.config.patch)

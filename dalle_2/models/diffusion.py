@@ -1,0 +1,105 @@
+"""What every diffusion process here shares: noising, the training target, the loss and the way to a denoiser."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_2.config import Settings
+from dalle_2.errors import UsageError
+from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.timestep_embedding import TimestepEmbedder
+from dalle_2.sampling.denoiser import Denoised, Denoiser, Target, convert, to_denoiser
+from dalle_2.sampling.guidance import Condition, guide, threshold
+from dalle_2.sampling.noise_scheduler import NoiseScheduler
+from dalle_2.sampling.spacing import Spacing
+
+Batch = dict[str, Tensor]
+
+
+class DiffusionConfig(Settings):
+    """The noise a process was trained under, what its network predicts, and how it is sampled by default."""
+
+    T: int = Field(default=1000, ge=1)
+    schedule: Literal["cosine", "linear"] = "cosine"
+    target: Target = "x_0"
+    drop: float = Field(default=0.1, ge=0, lt=1)
+    """Share of training rows whose condition is replaced by the null condition (classifier-free guidance)."""
+    steps: int = Field(default=25, ge=1)
+    guidance: float = Field(default=1.0, ge=0)
+    spacing: Spacing = "trailing"
+    clip: float | None = Field(default=None, gt=0)
+    """Guesses of the clean data are clamped to [-clip, clip] while sampling."""
+
+
+class Diffusion(nn.Module):
+    """A noise table, a timestep embedder and a network; subclasses add what the network is conditioned on."""
+
+    def __init__(self, config: DiffusionConfig, t_dim: int) -> None:
+        super().__init__()
+        self.settings = config
+        self.noise_scheduler = NoiseScheduler(config.T, schedule=config.schedule)
+        self.time = TimestepEmbedder(t_dim)
+        self.target: Target = config.target
+        self.spacing: Spacing = config.spacing
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    def draw(
+        self, x_0: Float[Tensor, "b *shape"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, "b *shape"], Int[Tensor, "b"], Float[Tensor, "b *shape"]]:
+        """Noises clean data at uniform timesteps: `(x_t, t, eps)` (DDPM, algorithm 1). The generator is a CPU one."""
+        t = torch.randint(self.noise_scheduler.T, (len(x_0),), generator=generator).to(x_0.device)
+        eps = torch.randn(x_0.shape, generator=generator).to(x_0)
+        return self.noise_scheduler.add_noise(x_0, eps, t), t, eps
+
+    def draw_dropped(self, rows: int, share: float, generator: torch.Generator) -> Bool[Tensor, "{rows}"]:
+        """Which rows lose their condition."""
+        return torch.rand(rows, generator=generator) < share
+
+    def wanted(
+        self, x_t: Float[Tensor, "b *shape"], t: Int[Tensor, "b"], batch: Batch
+    ) -> Float[Tensor, "b *shape"]:
+        """What the network should have said: noise, clean data or velocity, from whichever the batch carries."""
+        if self.target in batch:
+            return batch[self.target]
+        source: Target = "x_0" if "x_0" in batch else "eps"
+        require(batch, source)
+        return convert(batch[source], x_t, t, self.noise_scheduler, source=source, to=self.target)
+
+    def guided(
+        self, predict: Callable[..., Tensor], null: Condition, condition: Condition, guidance: float | None
+    ) -> Denoiser:
+        """The denoiser of `predict(x_t, t, **condition)`, guided and, after that, clamped as the settings say."""
+
+        def network(x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
+            return to_denoiser(lambda x, s: predict(x, s, **condition), self.noise_scheduler, self.target)(x_t, t)
+
+        weight = self.settings.guidance if guidance is None else guidance
+        denoiser = guide(network, [null, condition], weight)
+        clip = self.settings.clip
+        return threshold(denoiser, limits=(-clip, clip)) if clip else denoiser
+
+    def mse(self, prediction: Float[Tensor, "b *shape"], wanted: Float[Tensor, "b *shape"]) -> Batch:
+        """The plain mean squared error of DDPM's simple loss, always in float32."""
+        return {"loss": F.mse_loss(prediction.float(), wanted.float())}
+
+
+def require(batch: Batch, *names: str) -> None:
+    """Refuses a batch that lacks an entry, naming what came."""
+    missing = [name for name in names if name not in batch]
+    if missing:
+        raise UsageError(f"the batch lacks {', '.join(missing)}; it holds {', '.join(sorted(batch)) or 'nothing'}")
+
+
+def unit_space(dim: int) -> EmbeddingSpace:
+    """L2-normalised embeddings scaled to unit variance per dimension (the paper's factor, there 17.2)."""
+    return EmbeddingSpace(dim=dim, scale=math.sqrt(dim))

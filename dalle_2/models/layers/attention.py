@@ -1,0 +1,60 @@
+"""Self-attention over tokens. Shape letters: B batch, N tokens, D width, H heads, K width of one head."""
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, autocast, is_grad_enabled, nn
+
+from dalle_2.errors import ConfigError
+
+
+def attend(
+    q_BHNK: Float[Tensor, "B H N K"],
+    k_BHMK: Float[Tensor, "B H M K"],
+    v_BHMK: Float[Tensor, "B H M K"],
+    *,
+    keep: Bool[Tensor, "..."] | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "B H N K"]:
+    """softmax(q kᵀ / √K) v by PyTorch's fused kernel, in the dtype of `q`.
+
+    keep: broadcastable to (B, H, N, M); True where a query may look. `causal` and `keep` exclude each other.
+    """
+    dtype = q_BHNK.dtype
+    # On a CPU the fused kernel's backward pass is four times slower in half precision than in float32.
+    slow = q_BHNK.device.type == "cpu" and dtype.itemsize == 2 and is_grad_enabled()
+    if not slow:
+        return nn.functional.scaled_dot_product_attention(
+            q_BHNK, k_BHMK, v_BHMK, attn_mask=keep, is_causal=causal
+        )
+    with autocast("cpu", enabled=False):
+        y_BHNK = nn.functional.scaled_dot_product_attention(
+            q_BHNK.float(), k_BHMK.float(), v_BHMK.float(), attn_mask=keep, is_causal=causal
+        )
+    return y_BHNK.to(dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one linear layer for queries, keys and values.
+
+    Raises ConfigError if `width` can't be divided among the heads.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool = False) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ConfigError(
+                f"width {width} can't be divided among {heads} heads: choose a divisor of the width"
+            )
+        self.heads, self.causal = heads, causal
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, x_BND: Float[Tensor, "B N D"], keep: Bool[Tensor, "B 1 N N"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """keep: True where a query (third axis) may look at a key (last axis); replaces the causal mask."""
+        q_BHNK, k_BHNK, v_BHNK = rearrange(
+            self.qkv(x_BND), "B N (three H K) -> three B H N K", three=3, H=self.heads
+        ).unbind(0)
+        y_BHNK = attend(q_BHNK, k_BHNK, v_BHNK, keep=keep, causal=self.causal and keep is None)
+        return self.out(rearrange(y_BHNK, "B H N K -> B N (H K)"))

@@ -1,0 +1,71 @@
+"""The residual block of ADM, and the resampling between levels."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_2.models.layers.init import zeroed
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of at least eight channels, at most 32 of them (ADM uses 32 groups throughout)."""
+    groups = max(1, min(32, channels // 8))
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, conv, twice; the embedding scales and shifts the second norm, or is added before it.
+
+    After Dhariwal & Nichol 2021, section 3 ("adaptive group normalization").
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, embedding: int, *, scale_shift: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.norm_in = group_norm(channels)
+        self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.embed = nn.Linear(embedding, out_channels * (2 if scale_shift else 1))
+        self.norm_out = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
+    ) -> Float[Tensor, "b c2 h w"]:
+        """`embedding` has already passed through SiLU: one activation serves every block."""
+        h = self.conv_in(F.silu(self.norm_in(x)))
+        shift = self.embed(embedding)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = shift.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
+        else:
+            h = self.norm_out(h + shift)
+        return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a strided convolution."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repetition and a convolution."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,42 @@
+"""Self-attention over the positions of a feature map, with extra context as keys and values."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_2.models.layers.init import zeroed
+from dalle_2.models.layers.residual import group_norm
+
+
+class SpatialAttention(nn.Module):
+    """Each position looks at every position and at every context token (GLIDE, section 3.1).
+
+    Shape letters: B batch, N positions, M context tokens, H heads, K channels of a head.
+    """
+
+    def __init__(self, channels: int, head_channels: int, context: int | None) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_channels)
+        self.norm = group_norm(channels)
+        self.to_qkv = nn.Linear(channels, 3 * channels)
+        self.to_context_kv = nn.Linear(context, 2 * channels) if context else None
+        self.to_out = zeroed(nn.Linear(channels, channels))
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m d"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        height = x.shape[2]
+        tokens = rearrange(self.norm(x), "B C h w -> B (h w) C")
+        q_BHNK, k_BHNK, v_BHNK = rearrange(
+            self.to_qkv(tokens), "B N (three H K) -> three B H N K", three=3, H=self.heads
+        )
+        if self.to_context_kv is not None and context is not None:
+            extra_k, extra_v = rearrange(
+                self.to_context_kv(context), "B M (two H K) -> two B H M K", two=2, H=self.heads
+            )
+            k_BHNK, v_BHNK = torch.cat([extra_k, k_BHNK], 2), torch.cat([extra_v, v_BHNK], 2)
+        y = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK)
+        y = self.to_out(rearrange(y, "B H N K -> B N (H K)"))
+        return x + rearrange(y, "B (h w) C -> B C h w", h=height)

@@ -1,0 +1,119 @@
+"""The pre-LayerNorm transformer that CLIP's two towers, its caption decoder and the prior share."""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dalle_2.errors import ConfigError
+from dalle_2.models.layers.attention import SelfAttention
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+class QuickGELU(nn.Module):
+    """x · sigmoid(1.702 x), the approximation in OpenAI's CLIP weights."""
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+assert tuple(ACTIVATIONS) == get_args(Activation)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_width: int,
+        activation: Activation = "gelu",
+        causal: bool = False,
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(width, eps=eps)
+        self.attention = SelfAttention(width, heads, causal=causal)
+        self.norm_2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, mlp_width), ACTIVATIONS[activation](), nn.Linear(mlp_width, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], keep: Bool[Tensor, "b 1 n n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        x = x + self.dropout(self.attention(self.norm_1(x), keep))
+        return x + self.dropout(self.mlp(self.norm_2(x)))
+
+
+class Transformer(nn.Module):
+    """`depth` blocks, without norms before or after and without positions: those belong to the caller.
+
+    mlp_width: width of the hidden layer; by default mlp_ratio · width.
+    Raises ConfigError for an unknown activation or if `width` can't be divided among the heads.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        *,
+        activation: Activation = "gelu",
+        mlp_ratio: float = 4,
+        mlp_width: int | None = None,
+        causal: bool = False,
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+        self.causal = causal
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                heads,
+                mlp_width=mlp_width or round(mlp_ratio * width),
+                activation=activation,
+                causal=causal,
+                dropout=dropout,
+                eps=eps,
+            )
+            for _ in range(depth)
+        )
+        self._initialise(width, depth)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """valid: False at padding, which then no other token looks at."""
+        keep = None if valid is None else self._keep(valid)
+        for block in self.blocks:
+            x = block(x, keep)
+        return x
+
+    def _keep(self, valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
+        n = valid.shape[1]
+        # Every token sees at least itself: a row without any key would be 0/0.
+        keep = rearrange(valid, "b m -> b 1 1 m") | torch.eye(n, dtype=torch.bool, device=valid.device)
+        return keep.tril() if self.causal else keep
+
+    @torch.no_grad()
+    def _initialise(self, width: int, depth: int) -> None:
+        """As in CLIP's reference code: layers that write into the residual stream shrink with the depth."""
+        residual = (2 * max(depth, 1) * width) ** -0.5
+        spread = {"qkv": width**-0.5, "out": residual, "0": (2 * width) ** -0.5, "2": residual}
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=spread[name.rpartition(".")[2]])
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,104 @@
+"""The diffusion prior: CLIP image embeddings drawn for a CLIP text embedding."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
+from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.prior_transformer import PriorTransformer
+from dalle_2.sampling.ddim_sampler import DDIMSampler, Step
+from dalle_2.sampling.denoiser import Denoiser, Target
+
+
+class PriorConfig(DiffusionConfig):
+    """The prior learns the noise by default, as the user drew it; the paper's learns `x_0`.
+
+    `space` and `text_space` say how image and text embeddings are brought to unit variance before the network
+    sees them; without them L2-normalised embeddings are scaled by the square root of their length.
+    """
+
+    target: Target = "eps"
+    dim: int = 512
+    width: int = 512
+    depth: int = 6
+    heads: int = 8
+    space: EmbeddingSpace | None = None
+    text_space: EmbeddingSpace | None = None
+
+
+class Prior(Diffusion):
+    """Diffusion over image embeddings, conditioned on text embeddings (DALL·E 2 paper, section 2.2)."""
+
+    kind = "prior"
+
+    def __init__(self, T: int = 1000, *, config: PriorConfig | None = None) -> None:
+        config = config or PriorConfig(T=T)
+        super().__init__(config, config.width)
+        self.config = config
+        self.space = config.space or unit_space(config.dim)
+        self.text_space = config.text_space or unit_space(config.dim)
+        self.network = PriorTransformer(config.dim, config.depth, config.heads, width=config.width)
+        self.null_text = torch.nn.Parameter(torch.zeros(config.dim))
+
+    @classmethod
+    def from_config(cls, config: PriorConfig) -> "Prior":
+        """The untrained prior of these settings."""
+        return cls(config.T, config=config)
+
+    def forward(
+        self,
+        z_txt: Float[Tensor, "b {self.config.dim}"],
+        x_t: Float[Tensor, "b {self.config.dim}"],
+        t_emb: Float[Tensor, "b {self.config.width}"],
+    ) -> Float[Tensor, "b {self.config.dim}"]:
+        """One denoising step: the prediction for noised embeddings `x_t`, which live in the whitened space."""
+        return self.network(self.text_space.to_model(z_txt), x_t, t_emb)
+
+    def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Clean pairs `{z_txt, z_img}` to `{z_t, z_txt, t, eps}`, with `x_0` and the rows that lose their text."""
+        require(batch, "z_txt", "z_img")
+        x_0 = self.space.to_model(batch["z_img"])
+        z_t, t, eps = self.draw(x_0, generator)
+        dropped = self.draw_dropped(len(x_0), self.config.drop, generator).to(x_0.device)
+        return {"z_t": z_t, "z_txt": batch["z_txt"], "t": t, "eps": eps, "x_0": x_0, "dropped": dropped}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The mean squared error for a noised batch `{z_t, z_txt, t, eps}`."""
+        require(batch, "z_t", "z_txt", "t")
+        text = self.text_space.to_model(batch["z_txt"])
+        if "dropped" in batch:
+            text = torch.where(batch["dropped"][:, None], self.null_text.to(text), text)
+        prediction = self.network(text, batch["z_t"], self.time(batch["t"]))
+        return self.mse(prediction, self.wanted(batch["z_t"], batch["t"], batch))
+
+    def denoiser(self, z_txt: Float[Tensor, "b d"], *, guidance: float | None = None) -> Denoiser:
+        """A denoiser in the whitened space; `guidance` 1 is off, None takes the default of the settings."""
+        text = self.text_space.to_model(z_txt)
+
+        def predict(x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+            return self.network(text, x_t, self.time(t))
+
+        return self.guided(predict, {"text": self.null_text[None]}, {"text": text}, guidance)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        z_txt: Float[Tensor, "b d"],
+        t: int | None = None,
+        *,
+        sampler: DDIMSampler | None = None,
+        eta: float = 0.0,
+        guidance: float | None = None,
+        seeds: Sequence[int] | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Float[Tensor, "b d"]:
+        """Image embeddings drawn for text embeddings in `t` steps, in the space that CLIP gives them."""
+        sampler = sampler or DDIMSampler(self.noise_scheduler)
+        steps = self.config.steps if t is None else t
+        x_0 = sampler.sample(
+            self, z_txt, tuple(z_txt.shape), steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
+        )
+        return self.space.finish(self.space.from_model(x_0))

@@ -1,0 +1,92 @@
+"""The stages of a run: their names, their settings, their seeds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from dalle_2.config import Settings
+from dalle_2.errors import UsageError
+from dalle_2.models.decoder import require_eta
+from dalle_2.models.diffusion import Diffusion
+from dalle_2.models.upsampler import Upsampler
+
+V = TypeVar("V")
+
+
+class StageDefaults(Settings):
+    """Steps and guidance of a pipeline, by stage ("prior", "upsampler-256"), where they differ from its parts'."""
+
+    steps: dict[str, int] = Field(default_factory=dict)
+    guidance: dict[str, float] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What one stage of a run is sampled with."""
+
+    steps: int
+    guidance: float
+    eta: float
+
+
+def settled(
+    name: str,
+    model: Diffusion,
+    defaults: StageDefaults,
+    steps: int | None,
+    eta: float,
+    guidance: float | None,
+) -> StageSettings:
+    """The caller's wish, else the pipeline's default, else the part's own.
+
+    Raises UsageError for steps outside 1 ... T, eta outside [0, 1), and guidance below 0.
+    """
+    require_eta(eta)
+    own, T = model.settings, model.noise_scheduler.T
+    steps = of_stage(defaults.steps, name, own.steps) if steps is None else steps
+    guidance = of_stage(defaults.guidance, name, own.guidance) if guidance is None else guidance
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T:
+        raise UsageError(f"steps must be a whole number from 1 to {T} for the {name}, got {steps}")
+    if not 0 <= guidance < float("inf"):
+        raise UsageError(f"guidance must be a number from 0 up for the {name}, got {guidance}; 1 is off")
+    return StageSettings(steps, float(guidance), eta)
+
+
+def of_stage(values: Mapping[str, V], stage: str, otherwise: V) -> V:
+    """The value for a stage: under its name, else under its kind ("upsampler" stands for all of them)."""
+    return values.get(stage, values.get(stage.partition("-")[0], otherwise))
+
+
+def named(upsamplers: Sequence[Upsampler]) -> dict[str, Upsampler]:
+    """Upsamplers by their stage's name, "upsampler-256" for one that makes pictures of 256 px."""
+    return {f"upsampler-{upsampler.config.image_size}": upsampler for upsampler in upsamplers}
+
+
+def seed_rows(seeds: Sequence[int] | int | None, count: int) -> list[int]:
+    """A seed for each of `count` pictures: the given ones, or seed, seed + 1, ..., or new ones.
+
+    Raises UsageError for another number of seeds than pictures.
+    """
+    if seeds is None:
+        return torch.randint(2**32, (count,)).tolist()
+    rows = [seeds + k for k in range(count)] if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if len(rows) != count:
+        raise UsageError(f"got {len(rows)} seeds for {count} pictures: give one a picture, or the first only")
+    return rows
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout inside; afterwards the model is as it was, since it may be in the middle of its training."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,82 @@
+"""Where things lie, and how a file is written: a crash leaves the old content or the new, never half."""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# What a user makes goes beside them, not into the package.
+GENERATIONS = Path("generations")
+TRAINED_MODELS = Path("trained_models")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a new path beside `target`, of the same suffix; on success it replaces `target`, else it goes.
+
+    Missing parent folders are made. Raises OSError (ENOSPC, with the name of `target`) on a full disk,
+    whatever the library that was writing made of it.
+    """
+    target = Path(os.path.realpath(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except Exception as error:
+        if is_disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(target: str | os.PathLike[str], data: bytes) -> None:
+    """Writes all of `data`, or nothing."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Writes all of `text` in UTF-8 with plain newlines, or nothing."""
+    atomic_write_bytes(target, text.encode("utf-8"))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True for a full disk or quota, including libraries that wrap the system's error in one of their own."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return "no space left on device" in str(error).lower()
+
+
+def shipped_pipelines() -> Path:
+    """The folder of the trained pipelines that come with the package."""
+    return Path(__file__).parent / "training" / "trained_models"
+
+
+def hub_cache() -> Path:
+    """Where the Hugging Face hub keeps its downloads, by the hub's own rules, without importing it."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    hub = Path(os.environ.get("HF_HOME") or home) / "hub"
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(named or hub).expanduser()
+
+
+def _sync(path: Path) -> None:
+    """Waits until the system has written a file, or a folder's list of names, to the disk."""
+    # Folders can't be opened on Windows, and some network file systems refuse to sync.
+    with suppress(PermissionError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(handle)

@@ -1,0 +1,1 @@
+"""Pipelines: a name, a folder or a hub id <-> a whole `DALLe2`."""

@@ -1,0 +1,30 @@
+"""The model card of a pipeline folder, for when its maker writes none."""
+
+import json
+
+from dalle_2.pipelines.manifest import Manifest
+
+_CARD = """# {name}
+
+A DALL·E 2 pipeline for `dalle_2`.
+
+```
+dalle2 generate "PROMPT" --pipeline THIS_FOLDER
+```
+
+| part | file or source |
+| --- | --- |
+{parts}
+"""
+
+
+def default_card(manifest: Manifest) -> str:
+    """Names the parts and what is known of their training."""
+    rows = [
+        f"| {role} | {part.file or part.hub or part.openclip} |" for role, part in manifest.parts.items()
+    ]
+    card = _CARD.format(name=manifest.name, parts="\n".join(rows))
+    if manifest.training:
+        training = json.dumps(manifest.training, ensure_ascii=False, indent=1)
+        card += f"\n## Training\n\n```json\n{training}\n```\n"
+    return card

@@ -1,0 +1,72 @@
+"""Where a pipeline lies: a shipped name, a folder, or an id on the hub."""
+
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+from dalle_2.errors import CheckpointError, HubError, UsageError
+from dalle_2.paths import TRAINED_MODELS, hub_cache, shipped_pipelines
+from dalle_2.pipelines.manifest import MANIFEST
+
+DEFAULT = "shapes-tiny"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILES = ["*.json", "*.safetensors", "README.md"]
+
+
+def find_pipeline(source: str | os.PathLike[str]) -> Path:
+    """The folder of a pipeline: a shipped name, else a folder, else ./trained_models/NAME, else a hub id.
+
+    A folder in the current directory that bears a shipped name is meant by "./NAME".
+    Raises UsageError for a name that is none of these, CheckpointError for a folder without a pipeline,
+    HubError for a hub id that is neither cached nor reachable.
+    """
+    if (shipped := known_pipelines().get(str(source))) is not None:
+        return shipped
+    folder = Path(source).expanduser()
+    if folder.is_file() and folder.name == MANIFEST:
+        return folder.parent
+    if folder.is_dir():
+        if not (folder / MANIFEST).is_file():
+            raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST}")
+        return folder
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        return _from_hub(source)
+    raise UsageError(f"there is no pipeline {str(source)!r}: {_hint(str(source))}, or give a folder or a hub id")
+
+
+def known_pipelines() -> Mapping[str, Path]:
+    """Pipelines that a bare name stands for: the shipped ones, then those in ./trained_models."""
+    homes = (TRAINED_MODELS, shipped_pipelines())
+    folders = [path.parent for home in homes for path in sorted(home.glob(f"*/{MANIFEST}"))]
+    return {folder.name: folder for folder in folders}
+
+
+def _hint(name: str) -> str:
+    known = list(known_pipelines())
+    close = get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known are {', '.join(known)}" if known else "none is shipped with this copy of dalle_2"
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:
+        # The hub's client and its transport raise errors of a dozen unrelated kinds.
+        raise HubError(
+            f"{name} is no folder here, isn't in the hub cache {hub_cache()}, and could not be fetched from the hub "
+            f"({_first_line(error)}): check the name and the network, or give a folder"
+        ) from None
+    if not (folder / MANIFEST).is_file():
+        raise HubError(f"{name} on the hub is no pipeline of this package: it has no {MANIFEST}")
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

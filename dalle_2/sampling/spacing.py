@@ -1,0 +1,59 @@
+"""Which of the T timesteps a sampler visits (Lin et al. 2024, table 2)."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from typing import Literal
+
+from dalle_2.errors import UsageError
+
+Spacing = Literal["trailing", "leading", "linspace"]
+
+CLEAN = -1  # the timestep of clean data, where every walk ends
+
+
+def spaced(T: int, steps: int, spacing: Spacing = "trailing") -> tuple[int, ...]:
+    """The `steps` timesteps of 0 ... T-1 to visit, falling.
+
+    "trailing" starts at T-1, where training data is noisiest, and is the only one of the three whose steps
+    are equal up to clean data; "leading" ends at 0 and starts below T-1; "linspace" has both ends. Halves
+    round to even, as the published samplers do. A single step always starts at T-1: from 0 it could only give
+    the noise back.
+
+    Raises UsageError unless 1 <= steps <= T.
+    """
+    _check_steps(T, steps)
+    if steps == 1:
+        return (T - 1,)
+    if spacing == "trailing":
+        return tuple(round(Fraction(T * k, steps)) - 1 for k in range(steps, 0, -1))
+    if spacing == "leading":
+        return tuple(k * (T // steps) for k in reversed(range(steps)))
+    if spacing == "linspace":
+        gap = (T - 1) / (
+            steps - 1
+        )  # in floats, ties and all: what published linspace timesteps were made with
+        return tuple(round(k * gap) for k in reversed(range(steps)))
+    raise UsageError(f"spacing must be 'trailing', 'leading' or 'linspace', got {spacing!r}")
+
+
+def walk(timesteps: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs (t, s) from each timestep to the next; the last s is -1, clean data."""
+    return list(pairwise([*timesteps, CLEAN]))
+
+
+def check_timesteps(T: int, timesteps: Sequence[int]) -> tuple[int, ...]:
+    """Timesteps of one's own, falling strictly within T-1 ... 0.
+
+    Raises UsageError otherwise.
+    """
+    rows = tuple(timesteps)
+    inside = bool(rows) and rows[0] <= T - 1 and rows[-1] >= 0
+    if not inside or any(t <= s for t, s in pairwise(rows)):
+        raise UsageError(f"timesteps must fall strictly within {T - 1} ... 0, got {list(rows)}")
+    return rows
+
+
+def _check_steps(T: int, steps: int) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= T:
+        raise UsageError(f"steps must be a whole number from 1 to T = {T}, got {steps!r}")

@@ -1,0 +1,247 @@
+"""Captions <-> token ids: a byte-pair encoding of our own, or the one of a CLIP folder.
+
+Our own lower-cases, splits at white space and punctuation, and falls back to bytes: no text is unknown.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from jaxtyping import Int
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as BPE
+from torch import Tensor
+
+from dalle_2.errors import CheckpointError, DataError, UsageError
+from dalle_2.paths import atomic_write_text
+
+PAD, BOS, EOS = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
+KNOWN_WORDS = 20_000
+CLIP_CONTEXT = 77
+# Our own entry in tokenizer.json; everything else in the file is the tokenizers library's format.
+OWN_KEY = "dalle_2"
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+# The pattern by which OpenAI's CLIP cuts a text into words, without its special tokens.
+CLIP_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class SpecialIds(NamedTuple):
+    bos: int
+    eos: int
+    pad: int
+
+
+class Tokenizer:
+    """Turns texts into rows `BOS … EOS pad pad` of `context_length` ids."""
+
+    def __init__(
+        self, bpe: BPE, *, special: SpecialIds, context_length: int, known_words: Iterable[str] = ()
+    ) -> None:
+        if context_length < 2:
+            raise UsageError(
+                f"context_length must be at least 2, one start and one end token, got {context_length}"
+            )
+        bpe.no_truncation()
+        bpe.no_padding()
+        # "<|endoftext|>" inside a prompt is text, never a command.
+        bpe.encode_special_tokens = True
+        self._bpe = bpe
+        self.bos_id, self.eos_id, self.pad_id = special
+        self.context_length = context_length
+        self.known_words: tuple[str, ...] = tuple(known_words)
+        self._known = frozenset(self.known_words)
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int = 4096, context_length: int = 32) -> Self:
+        """Learns a vocabulary of at most `vocab_size` tokens; words that are common enough become one token.
+
+        Raises DataError if no caption has a word, UsageError if `vocab_size` leaves no room for the bytes.
+        """
+        least = 256 + 3
+        if vocab_size < least:
+            raise UsageError(
+                f"vocab_size must be at least {least}, 256 bytes and 3 special tokens, got {vocab_size}"
+            )
+        counts: Counter[str] = Counter()
+        bpe = _empty_bpe()
+        bpe.train_from_iterator(_counted(captions, counts), _trainer(vocab_size))
+        if not counts:
+            raise DataError("there are no captions with words to learn a vocabulary from: give at least one")
+        # Equal counts in alphabetical order, so that the same captions in another order give the same list.
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))[:KNOWN_WORDS]
+        return cls(bpe, special=SpecialIds(1, 2, 0), context_length=context_length, known_words=ranked)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Reads a file that `save` wrote. Raises CheckpointError if it is missing or something else."""
+        content = _read_json(Path(path))
+        own = content.pop(OWN_KEY, None)
+        if own is None:
+            raise CheckpointError(f"{path} is not a tokenizer of this package: it has no {OWN_KEY!r} entry")
+        try:
+            special = SpecialIds(own["bos_id"], own["eos_id"], own["pad_id"])
+            length, known = own["context_length"], own["known_words"]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: its {OWN_KEY!r} entry lacks {error}") from None
+        return cls(_parse(content, Path(path)), special=special, context_length=length, known_words=known)
+
+    @classmethod
+    def from_clip_folder(cls, folder: str | Path, *, context_length: int | None = None) -> Self:
+        """Reads the tokenizer of a CLIP folder in the Hugging Face layout, without network.
+
+        context_length: the model's; by default what the tokenizer's settings say.
+        Raises CheckpointError if the folder holds neither tokenizer.json nor vocab.json and merges.txt.
+        """
+        folder = Path(folder)
+        bpe = _clip_bpe(folder)
+        settings = (
+            _read_json(folder / "tokenizer_config.json")
+            if (folder / "tokenizer_config.json").exists()
+            else {}
+        )
+        tokens = {"bos": BOS, "eos": EOS, "pad": EOS} | _named_tokens(settings)
+        missing = [token for token in tokens.values() if bpe.token_to_id(token) is None]
+        if missing:
+            raise CheckpointError(f"the vocabulary in {folder} lacks {', '.join(sorted(set(missing)))}")
+        special = SpecialIds(*(bpe.token_to_id(tokens[name]) or 0 for name in ("bos", "eos", "pad")))
+        # 77 is CLIP's own; tokenizers without a limit store 1e30.
+        stated = int(settings.get("model_max_length") or CLIP_CONTEXT)
+        length = context_length or (stated if stated < 10_000 else CLIP_CONTEXT)
+        return cls(bpe, special=special, context_length=length)
+
+    def __call__(self, texts: list[str]) -> Int[Tensor, "n {self.context_length}"]:
+        """One row a text; a text too long for `context_length` loses its end and keeps EOS."""
+        rows = [
+            self._row(encoding.ids) for encoding in self._bpe.encode_batch(texts, add_special_tokens=False)
+        ]
+        return torch.tensor(rows, dtype=torch.long).reshape(len(texts), self.context_length)
+
+    def _row(self, ids: list[int]) -> list[int]:
+        row = [self.bos_id, *ids[: self.context_length - 2], self.eos_id]
+        return row + [self.pad_id] * (self.context_length - len(row))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._bpe.get_vocab_size(with_added_tokens=True)
+
+    def truncated(self, text: str) -> bool:
+        """True if `text` does not fit into `context_length`."""
+        return len(self._bpe.encode(text, add_special_tokens=False).ids) > self.context_length - 2
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of one row, without special tokens, up to the first EOS."""
+        words = []
+        for i in ids:
+            if i == self.eos_id:
+                break
+            words.append(int(i))
+        return self._bpe.decode(words, skip_special_tokens=True).strip()
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of `text` that no training caption had, each once; none for a borrowed vocabulary."""
+        if not self.known_words:
+            return []
+        return [word for word in dict.fromkeys(_words(text)) if word not in self._known]
+
+    def save(self, path: str | Path) -> None:
+        """Writes one JSON file that `from_file` reads."""
+        own = {
+            "context_length": self.context_length,
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+            "pad_id": self.pad_id,
+            "known_words": list(self.known_words),
+        }
+        content = {OWN_KEY: own, **json.loads(self._bpe.to_str())}
+        atomic_write_text(path, json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
+
+
+def _counted(captions: Iterable[str], counts: Counter[str]) -> Iterator[str]:
+    for caption in captions:
+        counts.update(_words(caption))
+        yield caption
+
+
+def _empty_bpe() -> BPE:
+    bpe = BPE(models.BPE())
+    bpe.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    # The leading space makes a word the same token at the start of a caption as inside it.
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
+
+
+def _trainer(vocab_size: int) -> trainers.BpeTrainer:
+    return trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+
+
+def _clip_bpe(folder: Path) -> BPE:
+    """CLIP's tokenizer from either form that the hub's folders hold."""
+    if (folder / "tokenizer.json").exists():
+        return _parse(_read_json(folder / "tokenizer.json"), folder / "tokenizer.json")
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if not (vocab.exists() and merges.exists()):
+        raise CheckpointError(
+            f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
+        )
+    try:
+        bpe = BPE(models.BPE.from_file(str(vocab), str(merges), end_of_word_suffix="</w>", unk_token=EOS))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{vocab} and {merges} are not a byte-pair vocabulary: {error}") from None
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    bpe.add_special_tokens([token for token in (BOS, EOS) if bpe.token_to_id(token) is not None])
+    return bpe
+
+
+def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """The special tokens that tokenizer_config.json names, as strings or as records with a "content"."""
+    named = {name: settings.get(f"{name}_token") for name in ("bos", "eos", "pad")}
+    plain = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items()}
+    return {name: token for name, token in plain.items() if token}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} can't be read: expected a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def _parse(content: dict[str, Any], path: Path) -> BPE:
+    try:
+        return BPE.from_str(json.dumps(content))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error}") from None

@@ -1,0 +1,40 @@
+"""What a run leaves to read: `log.jsonl` always, TensorBoard events where it is installed, sample grids as pictures."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dalle_2.paths import atomic_path
+
+
+class TrainingLog:
+    """Values and pictures by the number of images seen. Nothing is created before the first entry."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._board: Any = None
+
+    def write(self, images: int, values: dict[str, float]) -> None:
+        """One line, and one point on each curve."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"images": images, **values}) + "\n")
+        for name, value in values.items():
+            if self._writer() is not None:
+                self._writer().add_scalar(name, value, images)
+
+    def picture(self, images: int, picture: Image.Image) -> None:
+        """A sample grid, as `samples/IMAGES.png`."""
+        with atomic_path(self.folder / "samples" / f"{images:09d}.png") as path:
+            picture.save(path)
+
+    def _writer(self) -> Any:
+        """TensorBoard's writer, or None without the extra `train`."""
+        if self._board is None and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        return self._board

@@ -1,0 +1,133 @@
+"""What a person sees while something trains: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Protocol, TextIO, runtime_checkable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """One training step: images seen so far, those of the step, and its logged values."""
+
+    images: int
+    batch: int
+    values: dict[str, float]
+
+
+@runtime_checkable
+class Reporter(Protocol):
+    """Is told of every step; `start` and `close` frame a run."""
+
+    def start(self, name: str, images: int, total: int | None) -> None: ...
+    def step(self, report: Report) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, name: str, images: int, total: int | None) -> None:
+        """Nothing."""
+
+    def step(self, report: Report) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Rate:
+    """Images a second, forgetting slowly, and the seconds still to go."""
+
+    per_second: float = 0.0
+    _last: float = field(default_factory=time.monotonic)
+
+    def update(self, images: int) -> float:
+        """Counts `images` since the last call."""
+        now = time.monotonic()
+        current = images / max(now - self._last, 1e-9)
+        self._last = now
+        self.per_second = current if not self.per_second else 0.95 * self.per_second + 0.05 * current
+        return self.per_second
+
+
+class Bar:
+    """A live bar with images/s, loss and the time left."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.4f}"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self._progress = Progress(*columns, console=console or Console(stderr=True))
+        self._task: TaskID | None = None
+        self._rate = Rate()
+
+    def start(self, name: str, images: int, total: int | None) -> None:
+        """Shows the bar."""
+        self._rate = Rate()
+        self._progress.start()
+        self._task = self._progress.add_task(name, total=total, completed=images, rate=0.0, loss=float("nan"))
+
+    def step(self, report: Report) -> None:
+        """Moves the bar."""
+        if self._task is not None:
+            rate = self._rate.update(report.batch)
+            loss = report.values["loss"]
+            self._progress.update(self._task, completed=report.images, rate=rate, loss=loss)
+
+    def close(self) -> None:
+        """Leaves the finished bar on the screen."""
+        self._progress.stop()
+
+
+class Lines:
+    """A plain line every few seconds, for logs and pipes."""
+
+    def __init__(self, file: TextIO | None = None, every: float = SECONDS_BETWEEN_LINES) -> None:
+        self.file, self.every = file, every
+        self._name, self._total, self._rate, self._said = "", None, Rate(), 0.0
+
+    def start(self, name: str, images: int, total: int | None) -> None:
+        """Names the run."""
+        self._name, self._total, self._rate, self._said = name, total, Rate(), time.monotonic()
+        self._say(f"{name}: {'from the start' if not images else f'from image {images:,}'}, {_goal(total)}")
+
+    def step(self, report: Report) -> None:
+        """Says something if it is time."""
+        rate = self._rate.update(report.batch)
+        if time.monotonic() - self._said < self.every:
+            return
+        self._said = time.monotonic()
+        values = "  ".join(f"{name} {value:.4f}" for name, value in report.values.items())
+        left = "" if not self._total else f"  {_minutes((self._total - report.images) / rate)} left"
+        self._say(f"{self._name}: {report.images:,} images  {rate:.0f} images/s  {values}{left}")
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def _say(self, line: str) -> None:
+        print(line, file=self.file or sys.stderr, flush=True)
+
+
+def reporter(*, quiet: bool = False) -> Reporter:
+    """A bar where a person watches, lines where a file does."""
+    if quiet:
+        return Silent()
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+def _goal(total: int | None) -> str:
+    return "without an end" if total is None else f"to {total:,} images"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+

@@ -1,0 +1,100 @@
+"""What a whole training is: its data, its four stages, and how long each of them runs."""
+
+from typing import Any
+
+from pydantic import Field
+
+from dalle_2.config import Settings
+from dalle_2.models.clip import CLIPConfig
+from dalle_2.models.decoder import DecoderConfig
+from dalle_2.models.prior import PriorConfig
+from dalle_2.models.upsampler import UpsamplerConfig
+from dalle_2.training.precision import DType
+
+STAGES = ("clip", "prior", "decoder", "upsampler")
+
+
+class DataSettings(Settings):
+    """`source`: the name of a data set, or a folder. `options` go to its constructor, `clip_options` only while CLIP
+    trains (hard negatives, say). `shuffle` is off for endless procedural sets."""
+
+    source: str = "shapes"
+    options: dict[str, Any] = {}
+    clip_options: dict[str, Any] = {}
+    shuffle: bool = True
+
+
+class RunSettings(Settings):
+    """One stage's optimiser and its length. Lengths are in images; `lr` falls to nothing along half a cosine."""
+
+    images: int = Field(ge=1)
+    batch: int = Field(default=64, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: int = Field(default=2000, ge=0)
+    ema_halflife: float | None = None
+    clip_norm: float = Field(default=1.0, gt=0)
+    accumulate: int = Field(default=1, ge=1)
+    dtype: DType = "auto"
+    save_every: float = Field(default=120.0, gt=0)
+    preview_every: int = Field(default=0, ge=0)
+    log_interval: int = Field(default=20, ge=1)
+
+
+class ClipStage(Settings):
+    """A CLIP of our own, or `encoder`: a trained one by folder, hub id or "openclip:MODEL/TAG", which is only read."""
+
+    encoder: str | None = None
+    vocabulary: int = Field(default=512, ge=300)
+    captions: int = Field(default=20_000, ge=1)
+    """How many captions the tokenizer learns its vocabulary from."""
+    config: CLIPConfig = CLIPConfig()
+    run: RunSettings = RunSettings(images=100_000)
+
+
+class PriorStage(Settings):
+    """The prior; `config.dim` and the spaces follow from CLIP and the embeddings."""
+
+    config: PriorConfig = PriorConfig()
+    run: RunSettings = RunSettings(images=100_000)
+
+
+class DecoderStage(Settings):
+    """The decoder; `config.unet.z_dim` and the space follow from CLIP and the embeddings."""
+
+    config: DecoderConfig = DecoderConfig()
+    run: RunSettings = RunSettings(images=100_000)
+
+
+class UpsamplerStage(Settings):
+    """The upsampler; as the decoder."""
+
+    config: UpsamplerConfig = UpsamplerConfig()
+    run: RunSettings = RunSettings(images=100_000)
+
+
+class Recipe(Settings):
+    """Everything that `dalle2 train` needs to know. `embeddings`: pairs embedded for the later stages, None for all."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    data: DataSettings = DataSettings()
+    embeddings: int | None = Field(default=None, ge=1)
+    clip: ClipStage = ClipStage()
+    prior: PriorStage = PriorStage()
+    decoder: DecoderStage = DecoderStage()
+    upsampler: UpsamplerStage | None = UpsamplerStage()
+
+    def scaled(self, factor: float) -> "Recipe":
+        """The same recipe with every stage's length multiplied: the way to spend more minutes, or fewer."""
+        stages = {name: getattr(self, name) for name in STAGES if getattr(self, name) is not None}
+        return self.model_copy(update={name: _scaled(stage, factor) for name, stage in stages.items()})
+
+
+def _scaled(stage: Any, factor: float) -> Any:
+    run = stage.run
+    longer = run.model_copy(
+        update={"images": max(run.batch, round(run.images * factor)), "warmup": round(run.warmup * min(1.0, factor))}
+    )
+    return stage.model_copy(update={"run": longer})

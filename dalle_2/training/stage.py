@@ -1,0 +1,88 @@
+"""What the four stages have in common: an optimiser, a trainer, a run that goes on where it stopped, a file at the end."""
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dalle_2.models.checkpoints import save_model
+from dalle_2.training.lr_schedule import LRSchedule
+from dalle_2.training.progress import Reporter
+from dalle_2.training.recipe import RunSettings
+from dalle_2.training.trainer import DALLe2Trainer, TrainerSettings
+
+
+def optimiser(model: nn.Module, run: RunSettings) -> torch.optim.Optimizer:
+    """AdamW; weight decay holds for matrices and kernels only."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": run.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=run.lr, betas=run.betas, fused=True)
+
+
+def trainer_settings(run: RunSettings, seed: int) -> TrainerSettings:
+    """The loop's settings for a stage."""
+    warmup = min(run.warmup, run.images - 1)
+    return TrainerSettings(
+        seed=seed,
+        dtype=run.dtype,
+        accumulate=run.accumulate,
+        clip_norm=run.clip_norm,
+        lr_schedule=LRSchedule(warmup=warmup, total=run.images),
+        ema_halflife=run.ema_halflife,
+        save_every=run.save_every,
+        preview_every=run.preview_every,
+    )
+
+
+def run_stage(
+    model: nn.Module,
+    kind: str,
+    run: RunSettings,
+    batches: Any,
+    folder: Path,
+    *,
+    seed: int,
+    reporter: Reporter,
+    preview: Callable[[nn.Module], Any] | None = None,
+) -> Path:
+    """Trains `model` to the end of its run and writes `KIND.safetensors` into `folder`; returns that file."""
+    trainer = DALLe2Trainer(
+        model,
+        kind,
+        optimiser(model, run),
+        getattr(model, "noise_scheduler", None),
+        None,
+        batches,
+        False,
+        folder,
+        run.log_interval,
+        settings=trainer_settings(run, seed),
+        reporter=reporter,
+        preview=preview,
+    )
+    trainer.resume()
+    trainer.fit(run.images)
+    path = folder / f"{kind}.safetensors"
+    save_model(trainer.best_model, path, provenance=provenance(trainer, run))
+    return path
+
+
+def provenance(trainer: DALLe2Trainer, run: RunSettings) -> dict[str, Any]:
+    """Where the weights come from: images seen, minutes, machine, and the settings of the run."""
+    return {
+        "images": trainer.images,
+        "minutes": round(trainer.seconds / 60, 1),
+        "machine": machine(trainer.device),
+        "run": run.model_dump(mode="json"),
+    }
+
+
+def machine(device: torch.device) -> str:
+    """The processor in a few words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -1,0 +1,210 @@
+"""A whole training: the stages of a recipe in order, each going on where it stopped, and a pipeline folder at the end."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dalle_2.config import Settings
+from dalle_2.data.abs_dataset import AbsDataset
+from dalle_2.data.dataset import load_dataset, skip_report
+from dalle_2.data.embeddings import EmbeddingStore
+from dalle_2.errors import UsageError
+from dalle_2.models.clip_encoding import CLIPEncoder
+from dalle_2.models.dalle2 import DALLe2
+from dalle_2.paths import atomic_write_text
+from dalle_2.pipelines.folder import save
+from dalle_2.training.embed import embed
+from dalle_2.training.progress import Report, Reporter, Silent
+from dalle_2.training.recipe import STAGES, DataSettings, Recipe
+from dalle_2.training.train_clip import train_clip
+from dalle_2.training.train_decoder import train_decoder
+from dalle_2.training.train_prior import train_prior
+from dalle_2.training.train_upsampler import train_upsampler
+
+PROCEDURAL_LENGTH = 100_000_000
+
+
+class Training:
+    """One recipe in one folder: `OUT/run` holds what training needs to go on, `OUT` itself becomes the pipeline."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: str | Path,
+        *,
+        reporter: Reporter | None = None,
+        device: str = "cpu",
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.recipe, self.out, self.device, self.say = recipe, Path(out), device, say
+        self.run = self.out / "run"
+        self.reporter: Reporter = reporter or Silent()
+
+    def train(self, stages: Sequence[str] = STAGES) -> Path | None:
+        """Runs the named stages, skipping what is done; returns the pipeline folder once every stage is.
+
+        Raises UsageError for an unknown stage, a stage whose predecessor has not run, and a run folder that holds
+        another recipe's work.
+        """
+        unknown = [stage for stage in stages if stage not in STAGES]
+        if unknown:
+            raise UsageError(f"unknown stage {unknown[0]!r}: choose among {', '.join(STAGES)}")
+        for stage in STAGES:
+            if stage in stages and getattr(self.recipe, stage) is not None:
+                self._stage(stage)
+        wanted = [stage for stage in STAGES if stage != "clip" and getattr(self.recipe, stage) is not None]
+        return self._assemble() if all(self._file(stage).exists() for stage in wanted) else None
+
+    # Stages
+
+    def _stage(self, stage: str) -> None:
+        if stage == "clip" and self.recipe.clip.encoder:
+            return
+        if stage != "clip" and not self._clip_is_there():
+            raise UsageError(f"the {stage} needs CLIP first: run `dalle2 train clip` with the same recipe and folder")
+        identity = self._identity(stage)
+        if self._is_done(stage, identity):
+            self.say(f"{stage}: done before, in {self._file(stage)}")
+            return
+        run = {"clip": self._clip, "prior": self._prior, "decoder": self._decoder, "upsampler": self._upsampler}
+        run[stage]()
+        atomic_write_text(self.run / stage / "done.json", json.dumps(identity, indent=2))
+
+    def _clip(self) -> None:
+        stage = self.recipe.clip
+        dataset = self._dataset(stage.config.vision.image_size, self.recipe.data.clip_options, endless=True)
+        train_clip(
+            stage, dataset, self.run / "clip", shuffle=self.recipe.data.shuffle,
+            seed=self.recipe.seed, reporter=self.reporter, device=self.device,
+        )  # fmt: skip
+
+    def _prior(self) -> None:
+        train_prior(self.recipe.prior, self.store, self.run / "prior", **self._common())
+
+    def _decoder(self) -> None:
+        stage = self.recipe.decoder
+        dataset = self._dataset(stage.config.image_size)
+        train_decoder(stage, self.store, dataset, self.run / "decoder", **self._common())
+
+    def _upsampler(self) -> None:
+        stage = self.recipe.upsampler
+        assert stage is not None
+        dataset = self._dataset(stage.config.image_size)
+        train_upsampler(stage, self.store, dataset, self.run / "upsampler", **self._common())
+
+    def _common(self) -> dict[str, Any]:
+        normalised = self.encoder.space.normalised
+        return {"normalised": normalised, "seed": self.recipe.seed, "reporter": self.reporter, "device": self.device}
+
+    # What the stages stand on
+
+    @cached_property
+    def encoder(self) -> CLIPEncoder:
+        """The trained CLIP: of this run, or the one the recipe names."""
+        return CLIPEncoder(self.recipe.clip.encoder or self._file("clip"), device=self.device)
+
+    @cached_property
+    def store(self) -> EmbeddingStore:
+        """The embeddings, computed once."""
+        dataset = self._dataset(self._clip_size())
+        self.reporter.start("embeddings", 0, len(dataset))
+        done = 0
+
+        def progress(images: int, count: int) -> None:
+            nonlocal done
+            self.reporter.step(Report(images, images - done, {"loss": 0.0}))
+            done = images
+
+        try:
+            return embed(
+                self.encoder, dataset, self.run, count=len(dataset), encoder_id=self._encoder_id(), on_progress=progress
+            )
+        finally:
+            self.reporter.close()
+            report = skip_report(dataset)
+            if report is not None and report.skipped:
+                self.say(str(report))
+
+    def _dataset(self, size: int, options: dict[str, Any] | None = None, *, endless: bool = False) -> AbsDataset:
+        data = self.recipe.data
+        options = {**data.options, **(options or {})}
+        if data.source == "shapes":
+            options["length"] = PROCEDURAL_LENGTH if endless else self.recipe.embeddings or 1
+        return load_dataset(data.source, size, options=options)
+
+    def _clip_size(self) -> int:
+        return int(self.encoder.model.image_size)
+
+    def _clip_is_there(self) -> bool:
+        return bool(self.recipe.clip.encoder) or self._file("clip").exists()
+
+    def _encoder_id(self) -> str:
+        if self.recipe.clip.encoder:
+            return self.recipe.clip.encoder
+        return hashlib.sha256(self._file("clip").read_bytes()).hexdigest()
+
+    def _file(self, stage: str) -> Path:
+        return self.run / stage / f"{stage}.safetensors"
+
+    # What was done before
+
+    def _identity(self, stage: str) -> dict[str, Any]:
+        """Everything a stage's result follows from."""
+        settings: Settings = getattr(self.recipe, stage)
+        data: DataSettings = self.recipe.data
+        identity = {
+            "settings": settings.model_dump(mode="json"), "data": data.model_dump(mode="json"),
+            "seed": self.recipe.seed, "embeddings": self.recipe.embeddings if stage != "clip" else None,
+            "clip": self._encoder_id() if stage != "clip" else None,
+        }  # fmt: skip
+        self._check_begun(stage, identity)
+        return identity
+
+    def _check_begun(self, stage: str, identity: dict[str, Any]) -> None:
+        """A run that has begun goes on with the settings it began with; only its length may grow."""
+        path = self.run / stage / "begun.json"
+        if not path.exists():
+            atomic_write_text(path, json.dumps(identity, indent=2))
+            return
+        begun = json.loads(path.read_text())
+        changed = differing(without_length(begun), without_length(identity))
+        if changed:
+            raise UsageError(
+                f"{path.parent} was begun with another {', '.join(changed)}: "
+                "delete that folder to start the stage anew, or choose another --out"
+            )
+
+    def _is_done(self, stage: str, identity: dict[str, Any]) -> bool:
+        path = self.run / stage / "done.json"
+        return path.exists() and self._file(stage).exists() and json.loads(path.read_text()) == identity
+
+    # The end
+
+    def _assemble(self) -> Path:
+        upsampler = [self._file("upsampler")] if self.recipe.upsampler else []
+        pipeline = DALLe2(self._file("prior"), self._file("decoder"), self.encoder, upsampler_paths=upsampler)
+        training = {"recipe": self.recipe.model_dump(mode="json")}
+        return save(pipeline, self.out, name=self.recipe.name, training=training)
+
+
+def without_length(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity without the settings that say how long and how often, which may change between two starts."""
+    settings = dict(identity["settings"])
+    free = ("images", "warmup", "save_every", "preview_every", "log_interval")
+    settings["run"] = {name: value for name, value in settings["run"].items() if name not in free}
+    return {**identity, "settings": settings}
+
+
+def differing(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
+    """The dotted names of the values in which two nested dicts differ."""
+    names: list[str] = []
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += differing(old, new, f"{path}{key}.")
+        elif old != new:
+            names.append(f"{path}{key}")
+    return names

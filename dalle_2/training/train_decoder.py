@@ -1,0 +1,46 @@
+"""The third stage: the decoder, on pictures and their embeddings."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dalle_2.data.abs_dataset import AbsDataset
+from dalle_2.data.dataset import Batches
+from dalle_2.data.embeddings import EmbeddedImages, EmbeddingStore
+from dalle_2.images import grid, to_pils
+from dalle_2.models.decoder import Decoder
+from dalle_2.training.embed import measured_space
+from dalle_2.training.progress import Reporter
+from dalle_2.training.recipe import DecoderStage
+from dalle_2.training.stage import run_stage
+
+PREVIEWS = 8
+
+
+def train_decoder(
+    stage: DecoderStage,
+    store: EmbeddingStore,
+    dataset: AbsDataset,
+    folder: Path,
+    *,
+    normalised: bool,
+    seed: int,
+    reporter: Reporter,
+    device: str = "cpu",
+) -> Path:
+    """Trains a decoder on `dataset`, whose pictures have the decoder's size; leaves `decoder.safetensors` in `folder`."""
+    space = measured_space(store.z_img, normalised=normalised)
+    unet = stage.config.unet.model_copy(update={"z_dim": store.dim})
+    config = stage.config.model_copy(update={"space": space, "unet": unet})
+    torch.manual_seed(seed)
+    model = Decoder.from_config(config).to(device)
+    images = EmbeddedImages(store, dataset)
+    batches = Batches(images, stage.run.batch, seed=seed, prefetch=3)
+    shown = images.batch(range(min(PREVIEWS, len(images))))
+
+    def preview(model: nn.Module) -> object:
+        drawn = model.sample(shown["z_img"].to(device), seeds=range(len(shown["z_img"])))  # type: ignore[operator]
+        return grid(to_pils(shown["image"]) + to_pils(drawn.cpu()), columns=len(shown["image"]))
+
+    return run_stage(model, "decoder", stage.run, batches, folder, seed=seed, reporter=reporter, preview=preview)

@@ -1,0 +1,312 @@
+"""The one training loop: CLIP, prior, decoder and upsampler are objectives to it, anything with a loss."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from dalle_2.errors import Dalle2Error, UsageError
+from dalle_2.sampling.ddim_sampler import DDIMSampler
+from dalle_2.sampling.noise_scheduler import NoiseScheduler
+from dalle_2.training.ema import EMA
+from dalle_2.training.interrupt import stop_on_signals
+from dalle_2.training.log import TrainingLog
+from dalle_2.training.lr_schedule import LRSchedule
+from dalle_2.training.precision import DType, autocast, choose_dtype
+from dalle_2.training.progress import Report, Reporter, Silent
+from dalle_2.training.remote import Mirror
+from dalle_2.training.state import load_state, save_state
+
+ModelType = Literal["clip", "prior", "decoder", "upsampler"]
+Batch = dict[str, Tensor]
+
+MOST_SKIPPED = 10
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What the loop asks of a model: clean pairs noised by a generator, and the loss of a noised batch."""
+
+    def noised(self, batch: Batch, generator: torch.Generator) -> Batch: ...
+    def loss(self, batch: Batch) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How the loop runs; what is trained and on what are other arguments.
+
+    accumulate: micro-batches a step. ema_halflife: in images, None for no average. save_every: in seconds.
+    preview_every: in images, 0 for no sample grids.
+    """
+
+    seed: int = 0
+    dtype: DType = "auto"
+    accumulate: int = 1
+    clip_norm: float | None = 1.0
+    lr_schedule: LRSchedule = LRSchedule()
+    ema_halflife: float | None = None
+    save_every: float = 120.0
+    preview_every: int = 0
+
+
+class DALLe2Trainer:
+    """Trains one stage.
+
+    model: a Prior, Decoder, Upsampler or CLIP, that is, anything with `noised` and `loss`. model_type: its name.
+    dataloader: gives clean pairs, an epoch an iteration; one that has `at(images)` is endless and resumes exactly.
+    sampler: draws the preview's pictures. save_dir: a folder or a URL ("s3://..."); the state of the run and its log
+    go there. log_interval: steps between two lines of the log. is_aws: see `Mirror`.
+
+    The clock counts images. Noise, timesteps and dropout of a step follow from the seed and that clock, so that a
+    resumed run equals an uninterrupted one bit for bit.
+
+    Raises UsageError for an unknown model_type, a model without a loss, and settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        model_type: str,
+        optimizer: torch.optim.Optimizer,
+        noise_scheduler: NoiseScheduler | None = None,
+        sampler: DDIMSampler | None = None,
+        dataloader: Any = None,
+        is_aws: bool = False,
+        save_dir: str | Path = "trained_models",
+        log_interval: int = 50,
+        *,
+        settings: TrainerSettings | None = None,
+        reporter: Reporter | None = None,
+        preview: Callable[[nn.Module], Any] | None = None,
+    ) -> None:
+        check_objective(model, model_type, noise_scheduler)
+        if log_interval < 1:
+            raise UsageError(f"log_interval must be at least 1 step, got {log_interval}")
+        self.model, self.model_type, self.optimizer = model, model_type, optimizer
+        self.noise_scheduler, self.sampler, self.dataloader = noise_scheduler, sampler, dataloader
+        self.is_aws, self.log_interval = is_aws, log_interval
+        self.settings = settings or TrainerSettings()
+        self.reporter: Reporter = reporter or Silent()
+        self.preview = preview
+        self._mirror = Mirror.of(save_dir, is_aws=is_aws)
+        self.save_dir = self._mirror.folder
+        self.device = next(model.parameters()).device
+        self.dtype = choose_dtype(self.settings.dtype, self.device, transformer=model_type in ("clip", "prior"))
+        if model_type == "clip" and self.settings.accumulate > 1:
+            raise UsageError("CLIP can't accumulate: each micro-batch would lack the others' negatives; set accumulate = 1")
+        self.ema = EMA(model, self.settings.ema_halflife) if self.settings.ema_halflife else None
+        self.images, self.steps, self.seconds, self.skipped = 0, 0, 0.0, 0
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self._log = TrainingLog(self.save_dir)
+
+    # What a caller runs
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The averaged weights where there is an average, else the trained ones."""
+        return self.ema.model if self.ema else self.model
+
+    def train(self, num_epochs: int) -> None:
+        """Trains for `num_epochs` passes over the dataloader, counted from the first start; saves at the end."""
+        epoch = self.images // self._epoch_images() if self.images else 0
+        for epoch_i in range(epoch, num_epochs):
+            self.train_one_epoch(epoch_i)
+        self.save()
+
+    def train_one_epoch(self, epoch_i: int) -> None:
+        """One pass over the dataloader; after a resume, what is left of pass `epoch_i`."""
+        if hasattr(self.dataloader, "at"):
+            self.fit((epoch_i + 1) * self._epoch_images())
+            return
+        with stop_on_signals() as stop:
+            self._loop(iter(self.dataloader), None, stop)
+
+    def fit(self, images: int) -> None:
+        """Trains until `images` images were seen, over as many passes as that takes; saves at the end."""
+        if images <= self.images:
+            return
+        with stop_on_signals() as stop:
+            self._loop(self._endless(), images, stop)
+        self.save()
+
+    def train_step(self, batch: Batch) -> float:
+        """One optimiser step on a noised batch; returns its loss.
+
+        prior: `{z_t, z_txt, t, eps}`; decoder: `{x_t, z_img, t, x_0}`. A step whose loss or gradient is not finite
+        changes nothing and is counted; more than ten of them in a row raise an error.
+        """
+        return self._step(self._placed(batch))["loss"]
+
+    def save(self) -> None:
+        """Writes the state of the run: model, average, optimiser and clocks."""
+        save_state(self.save_dir, self._state())
+        self._mirror.upload(self.save_dir)
+
+    def resume(self) -> bool:
+        """Continues from the saved state, if there is one; returns whether there was."""
+        self._mirror.download(self.save_dir)
+        state = load_state(self.save_dir)
+        if state is not None:
+            self._restore(state)
+        return state is not None
+
+    # The loop
+
+    def _loop(self, batches: Iterator[Batch], until: int | None, stop: Callable[[], bool]) -> None:
+        """The one long function: draw, step, report, preview, save."""
+        self.model.train()
+        self.reporter.start(self.model_type, self.images, until)
+        began, saved = time.monotonic(), time.monotonic()
+        try:
+            for batch in batches:
+                # Noise
+                batch = self._placed(batch)
+                size = len(next(iter(batch.values())))
+                noised = self.model.noised(batch, self._generator())  # type: ignore[operator]
+
+                # Learn
+                values = self._step(noised, size)
+                now = time.monotonic()
+                self.seconds, began = self.seconds + now - began, now
+
+                # Tell
+                self.reporter.step(Report(self.images, size, values))
+                if self.steps % self.log_interval == 0:
+                    self._log.write(self.images, values | {"seconds": self.seconds})
+                if self._preview_is_due(size):
+                    self._log.picture(self.images, self.preview(self.best_model))  # type: ignore[misc]
+
+                # Keep
+                if stop():
+                    self.save()
+                    raise KeyboardInterrupt
+                if now - saved > self.settings.save_every:
+                    self.save()
+                    saved = time.monotonic()
+                if until is not None and self.images >= until:
+                    return
+        finally:
+            self.reporter.close()
+
+    def _step(self, batch: Batch, size: int | None = None) -> dict[str, float]:
+        """Gradients over the micro-batches, one update, one move of the average."""
+        size = size or len(next(iter(batch.values())))
+        self._set_rates()
+        self.optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, float] = {}
+        for part, weight in micro_batches(batch, self.settings.accumulate):
+            with autocast(self.device, self.dtype):
+                losses = self.model.loss(part)  # type: ignore[operator]
+            self._scaler.scale(losses["loss"] * weight).backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + weight * float(value.detach())
+        self._scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf))
+        self._update(math.isfinite(totals["loss"]) and math.isfinite(norm))
+        self.images, self.steps = self.images + size, self.steps + 1
+        if self.ema and not self.skipped:
+            self.ema.update(self.model, self.images, size)
+        return totals | {"grad_norm": norm}
+
+    def _update(self, finite: bool) -> None:
+        """Applies the gradients, or leaves everything as it is and counts."""
+        if finite:
+            self._scaler.step(self.optimizer)
+            self.skipped = 0
+        else:
+            self.skipped += 1
+        self._scaler.update()
+        if self.skipped > MOST_SKIPPED:
+            raise Dalle2Error(
+                f"the loss of {self.skipped} steps in a row was not finite after {self.images:,} images: "
+                "lower the learning rate or train in fp32; the last saved state is whole"
+            )
+
+    def _set_rates(self) -> None:
+        factor = self.settings.lr_schedule.factor(self.images)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _generator(self) -> torch.Generator:
+        """Noise of this step; dropout draws from the global generator, so that is set beside it."""
+        key = (self.settings.seed << 40) + self.images
+        torch.manual_seed(key)
+        return torch.Generator().manual_seed(key + 1)
+
+    def _placed(self, batch: Mapping[str, Any]) -> Batch:
+        return {name: value.to(self.device) for name, value in batch.items() if isinstance(value, Tensor)}
+
+    def _endless(self) -> Iterator[Batch]:
+        if hasattr(self.dataloader, "at"):
+            yield from self.dataloader.at(self.images)
+        while True:
+            yield from self.dataloader
+
+    def _epoch_images(self) -> int:
+        """Images a pass: what the dataloader says, or its number of batches times their size."""
+        if hasattr(self.dataloader, "length"):
+            return int(self.dataloader.length)
+        return len(self.dataloader.dataset) if hasattr(self.dataloader, "dataset") else len(self.dataloader)
+
+    def _preview_is_due(self, size: int) -> bool:
+        every = self.settings.preview_every
+        return bool(self.preview and every and self.images // every > (self.images - size) // every)
+
+    # Resuming
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model_type": self.model_type,
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "images": self.images,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "seed": self.settings.seed,
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if state["model_type"] != self.model_type or state["seed"] != self.settings.seed:
+            raise UsageError(
+                f"{self.save_dir} holds the run of a {state['model_type']} with seed {state['seed']}, "
+                f"not of a {self.model_type} with seed {self.settings.seed}: choose another folder"
+            )
+        if (state["ema"] is None) != (self.ema is None):
+            raise UsageError(f"the run in {self.save_dir} differs in whether it averages its weights: use its settings")
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.images, self.steps, self.seconds = state["images"], state["steps"], state["seconds"]
+
+
+def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
+    """The batch in at most `count` parts, each with its share of the rows."""
+    size = len(next(iter(batch.values())))
+    step = -(-size // count)
+    for start in range(0, size, step):
+        part = {name: value[start : start + step] for name, value in batch.items()}
+        yield part, len(next(iter(part.values()))) / size
+
+
+def check_objective(model: nn.Module, model_type: str, noise_scheduler: NoiseScheduler | None) -> None:
+    """Refuses what can't be trained, and a noise table other than the model's."""
+    if model_type not in get_args(ModelType):
+        raise UsageError(f"unknown model_type {model_type!r}: choose one of {', '.join(get_args(ModelType))}")
+    if not isinstance(model, Objective):
+        raise UsageError(f"a {type(model).__name__} can't be trained: it needs the methods `noised` and `loss`")
+    own = getattr(model, "noise_scheduler", None)
+    if noise_scheduler is not None and own is not None and not own.same_table(noise_scheduler):
+        raise UsageError(
+            f"the trainer was given the noise table {noise_scheduler.described}, "
+            f"the model has {own.described}: give the model's own"
+        )

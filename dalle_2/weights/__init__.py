@@ -1,0 +1,1 @@
+"""One file <-> kind, settings and tensors; foreign tensor names -> ours. Knows no model class."""
