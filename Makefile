@@ -10,15 +10,11 @@ OUT    ?= generations
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# On a Linux machine without an NVIDIA driver, torch's CPU build: a tenth of the download. Empty: the usual build.
-CPU_TORCH   := https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,$(CPU_TORCH)))
-
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fix peers bench dist clean distclean
+.PHONY: help demo test lint fix peers dist clean distclean
 
 help:  ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## /  make \1  /p' $(MAKEFILE_LIST) | column -t -l 3
+	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.core  ## make pictures from prompts with the shipped pipeline
 	$(BIN)/dalle2 generate "a red circle above a blue square" "a small yellow star to the left of a large green triangle" \
@@ -37,12 +33,8 @@ fix: $(VENV)/.dev  ## format, and repair what ruff can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-peers: $(VENV)-peers/.ready  ## compare with other projects' code, in an environment of its own
-	$(VENV)-peers/bin/python -m pytest -m peers
-
-bench: $(VENV)/.dev  ## take the figures of BENCHMARKS.md
-	@test -d benchmarks || { echo "There is no benchmarks/ yet."; exit 1; }
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+peers: .venv-peers/.ready  ## set up an environment with other projects' code, for benchmarks that compare with it
+	@echo "Ready: .venv-peers. BENCHMARKS.md names the commands that use it."
 
 dist: $(VENV)/.dev  ## build wheel and sdist into dist/
 	$(PIP) build
@@ -53,7 +45,7 @@ clean:  ## remove builds and caches
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environments too
-	rm -rf $(VENV) $(VENV)-peers
+	rm -rf $(VENV) .venv-peers
 
 # Some systems ship venv without pip; theirs can then install into the new environment from outside.
 $(VENV)/.made:
@@ -61,11 +53,8 @@ $(VENV)/.made:
 		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	touch $@
 
-# torch comes first and alone, so that its own index is asked for it and for nothing else. An index out of reach
-# is passed over, and the usual one serves.
 $(VENV)/.core: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Setting up $(VENV); torch is the large part, a minute or two."
-	$(PIP) --no-compile --no-deps torch $(if $(TORCH_INDEX),--retries 0 --extra-index-url $(TORCH_INDEX) 2>/dev/null)
 	$(PIP) --no-compile --editable .
 	touch $@
 
@@ -73,9 +62,6 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PIP) --no-compile --editable ".[dev]"
 	touch $@
 
-# Peers need what we don't: a setuptools that still has pkg_resources.
-$(VENV)-peers/.ready: constraints.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)-peers
-	$(VENV)-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(VENV)-peers/bin/python -m pip install --quiet "setuptools<80" "dalle2-pytorch==1.15.6"
+.venv-peers/.ready: benchmarks/setup_peers.sh benchmarks/peers.txt benchmarks/constraints-peers.txt pyproject.toml
+	PYTHON=$(PYTHON) sh benchmarks/setup_peers.sh
 	touch $@

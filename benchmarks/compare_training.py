@@ -2,9 +2,12 @@
 
     .venv-peers/bin/python benchmarks/compare_training.py
 
-The two sides alternate as separate processes in one environment; the first pair is dropped, and each of the others
-gives one ratio. Beside the median ratio and its range stand both sides' GFLOP/s and those of the reference kernel
-measured in the same minute. Nothing else should run on the machine.
+The two sides alternate as separate processes in one environment; the first pair is dropped, and each of the
+others gives one ratio. Beside the median ratio and its range stand both sides' GFLOP/s and those of the reference
+kernel, measured in the same minute. Nothing else should run on the machine.
+
+The dtype "default" is what `dalle2 train` would choose for ours on this processor, and float32 for theirs. Where the
+processor has no bf16 of its own, that is float32 on both sides, and the two rows of a stage repeat each other.
 """
 
 import argparse
@@ -25,7 +28,18 @@ Result = dict[str, Any]
 
 def run_side(stage: str, side: str, dtype: str, arguments: argparse.Namespace) -> Result:
     """One process, one measurement."""
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), "--stage", stage, "--side", side, "--dtype", dtype]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(SCRIPT),
+        "--stage",
+        stage,
+        "--side",
+        side,
+        "--dtype",
+        dtype,
+    ]
     command += ["--threads", str(arguments.threads), "--seconds", str(arguments.seconds)]
     command += ["--quick"] if arguments.quick else []
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
@@ -39,7 +53,8 @@ def run_pairs(stage: str, dtype: str, arguments: argparse.Namespace) -> list[dic
     for number in range(arguments.pairs + 1):
         order = ("ours", "theirs") if number % 2 else ("theirs", "ours")
         pair = {side: run_side(stage, side, dtype, arguments) for side in order}
-        say(f"{stage} {dtype}, pair {number} of {arguments.pairs}: {ratio(pair):.2f} times{'' if number else ' (dropped)'}")
+        note = "" if number else " (dropped)"
+        say(f"{stage} {dtype}, pair {number} of {arguments.pairs}: {ratio(pair):.2f} times{note}")
         pairs.append(pair)
     return pairs[1:]
 
@@ -90,7 +105,10 @@ def main() -> None:
         arguments.pairs = 1
     runs = {(s, d): run_pairs(s, d, arguments) for s in arguments.stages for d in arguments.dtypes}
     rows = [row(stage, dtype, pairs) for (stage, dtype), pairs in runs.items()]
-    results = [{"stage": s, "dtype": d, "ratio": spread([ratio(p) for p in pairs]), "pairs": pairs} for (s, d), pairs in runs.items()]
+    results = [
+        {"stage": s, "dtype": d, "ratio": spread([ratio(p) for p in pairs]), "pairs": pairs}
+        for (s, d), pairs in runs.items()
+    ]
     show(rows, {"results": results, "threads": arguments.threads})
 
 

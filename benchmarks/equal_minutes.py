@@ -3,15 +3,15 @@
     .venv-peers/bin/python benchmarks/equal_minutes.py --minutes 30 --out equal-minutes
 
 The networks are those of compare_training.py, at 64 px; both sides go through the training step of
-benchmarks/training_step.py with the same batch, rate and number of sampling steps, one after the other. Pictures and
-embeddings lie in memory before the clock starts. Then both draw the same fixed scenes: from the captions, by way of
-each side's own prior, and from the embeddings of the true pictures, which tells what the decoder alone can do. Pictures are
-enlarged to 256 px (bicubic) and read by the scene parser. The row "truth" is the same reading of the true pictures.
+benchmarks/training_step.py with the same batch, rate and number of sampling steps, one after the other. Pictures
+and embeddings lie in memory before the clock starts. Then both draw the same fixed scenes: from the captions, by way
+of each side's own prior, and from the embeddings of the true pictures, which tells what the decoder alone can do.
+Pictures are enlarged to 256 px (bicubic) and read by the scene parser; "truth" is the same reading of the true ones.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from report import say, show
+from sides import Batch, Side, our_decoder, our_prior, their_decoder, their_prior
 from torch import Tensor
+from training_step import TrainingStep
 
 import dalle_2
 from dalle_2.data.captions import Statement
@@ -27,12 +30,9 @@ from dalle_2.data.render import render
 from dalle_2.data.shapes import Shapes, fixed_scenes
 from dalle_2.evaluation.exact_match import Verdict, aggregate, judge
 from dalle_2.evaluation.scene_parser import parse
-from dalle_2.images import from_array, grid, to_pils
+from dalle_2.images import grid, to_pils
 from dalle_2.paths import atomic_path
 from dalle_2.training.embed import embed, measured_space
-from report import say, show
-from sides import Batch, Side, our_decoder, our_prior, their_decoder, their_prior
-from training_step import TrainingStep
 
 SIZE, READ_AT = 64, 256
 RATES = {"decoder": 3e-4, "prior": 3e-4}
@@ -90,7 +90,7 @@ def load_data(pipeline: Any, pictures: int, folder: Path) -> Data:
 
 def load_test(pipeline: Any, scenes: int) -> Test:
     fixed = fixed_scenes("seen", scenes)
-    pictures = [from_array(render(scene, SIZE)) for scene, _ in fixed]
+    pictures = [Image.fromarray(render(scene, SIZE)) for scene, _ in fixed]
     statements = [statement for _, statement in fixed]
     z_txt = pipeline.clip_encoder.encode_text([statement.text for statement in statements])
     return Test(statements, pictures, pipeline.clip_encoder.encode_images(pictures), z_txt)
@@ -100,7 +100,10 @@ def sides(name: str, data: Data, steps: int) -> dict[str, Side]:
     """Both networks of one side for these embeddings."""
     dim = data.z_img.shape[1]
     if name == "theirs":
-        return {"prior": their_prior(dim, text_tokens=256), "decoder": their_decoder(SIZE, dim=dim, sample_steps=steps)}
+        return {
+            "prior": their_prior(dim, text_tokens=256),
+            "decoder": their_decoder(SIZE, dim=dim, sample_steps=steps),
+        }
     spaces = {"image": data.z_img, "text": data.z_txt}
     measured = {key: measured_space(rows.numpy(), normalised=True) for key, rows in spaces.items()}
     return {
@@ -190,7 +193,7 @@ def row(what: str, seen: dict[str, int], verdicts: list[Verdict]) -> dict[str, A
 
 
 def save_sheet(path: Path, drawn: dict[str, list[Image.Image]], test: Test, columns: int = 8) -> None:
-    """One row of the first scenes for the truth and for each way of drawing; a red frame marks what isn't exact."""
+    """The first scenes, a row for the truth and for each way of drawing; a red frame marks what isn't exact."""
     images, labels, marks = [], [], []
     for what, pictures in drawn.items():
         verdicts = read(pictures[:columns], test.statements[:columns])

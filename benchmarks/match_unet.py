@@ -2,7 +2,7 @@
 
     .venv-peers/bin/python benchmarks/match_unet.py
 
-Lists settings within 1 % of their parameters and 20 % of their counted FLOPs (forward and backward, a picture),
+Lists settings within 1 % of their parameters and 20 % of their counted FLOPs (forward and backward, a picture), the
 widest first: wide convolutions come nearest to what a processor can give. benchmarks/sides.py holds the choice.
 """
 
@@ -12,23 +12,34 @@ from itertools import product
 from typing import Any
 
 import torch
-
-from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
-from dalle_2.models.timestep_embedding import TimestepEmbedder
 from report import say, show
 from sides import DIM, IMAGE_SIZE, build
 from train_speed import flop_counter, flops_per_picture, parameter_count
 
-MULTIPLES = [(1, 2), (1, 2, 2), (1, 2, 3), (1, 2, 4), (1, 1, 2), (1, 2, 2, 2), (1, 2, 3, 3), (1, 2, 3, 4), (1, 1, 2, 2)]
+from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
+from dalle_2.models.timestep_embedding import TimestepEmbedder
+
+SHAPES = [
+    (1, 1),
+    (1, 2),
+    (1, 1, 2),
+    (1, 2, 2),
+    (1, 2, 3),
+    (1, 2, 4),
+    (1, 1, 2, 2),
+    (1, 2, 2, 2),
+    (1, 2, 3, 4),
+]
 
 
 def candidates(spacing: int) -> Iterator[DecoderUNetConfig]:
     """Attention on the coarsest level alone, whose width heads of 64 channels divide."""
-    for channels, multiples, blocks, t_dim in product(range(64, 193, spacing), MULTIPLES, (1, 2), (256, 512)):
+    choices = product((1, 2), range(64, 257, spacing), SHAPES, (1, 2, 3), (256, 512))
+    for patch, channels, multiples, blocks, t_dim in choices:
         if channels * multiples[-1] % 64 == 0:
             yield DecoderUNetConfig(
                 channels=channels, multiples=multiples, blocks=blocks, attention=(len(multiples) - 1,),
-                z_dim=DIM, t_dim=t_dim,
+                patch=patch, z_dim=DIM, t_dim=t_dim,
             )  # fmt: skip
 
 
@@ -40,7 +51,11 @@ def parameters_of(config: DecoderUNetConfig) -> int:
 def flops_of(config: DecoderUNetConfig) -> float:
     """FLOPs of a picture's forward and backward pass, counted without computing any."""
     with torch.device("meta"), flop_counter() as counter:
-        x, z, t_emb = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE), torch.randn(1, DIM), torch.randn(1, config.t_dim)
+        x, z, t_emb = (
+            torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE),
+            torch.randn(1, DIM),
+            torch.randn(1, config.t_dim),
+        )
         DecoderUNet(config)(x, z, t_emb).sum().backward()
     return counter.get_total_flops()
 
@@ -49,7 +64,7 @@ def matches(parameters: int, flops: float, spacing: int) -> Iterator[dict[str, A
     for config in candidates(spacing):
         size = parameters_of(config) / parameters
         if abs(size - 1) < 0.01 and abs((work := flops_of(config) / flops) - 1) < 0.2:
-            settings = config.model_dump(include={"channels", "multiples", "blocks", "attention", "t_dim"})
+            settings = config.model_dump(include={"channels", "multiples", "blocks", "patch", "t_dim"})
             yield {**settings, "parameters": round(size, 4), "FLOPs": round(work, 3)}
 
 
@@ -60,7 +75,7 @@ def main() -> None:
     theirs = build("theirs", "decoder")
     parameters, flops = parameter_count(theirs.model), flops_per_picture(theirs)
     say(f"theirs: {parameters / 1e6:.2f} M parameters, {flops / 1e9:.2f} GFLOP a picture; below as shares of these")
-    found = sorted(matches(parameters, flops, 64 if arguments.quick else 8), key=lambda row: -row["channels"])
+    found = sorted(matches(parameters, flops, 64 if arguments.quick else 16), key=lambda row: -row["channels"])
     nothing = [{"result": "nothing matches"}]
     show(found or nothing, {"parameters": parameters, "flops": flops, "matches": found})
 

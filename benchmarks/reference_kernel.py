@@ -10,9 +10,8 @@ import statistics
 import time
 
 import torch
-from torch import nn
-
 from report import show
+from torch import nn
 
 CHANNELS, BATCH, SIDE = 320, 8, 32
 FLOPS = 2 * BATCH * SIDE * SIDE * CHANNELS * CHANNELS * 9

@@ -1,8 +1,9 @@
 """The two sides of every training comparison: this package's models and those of dalle2-pytorch 1.15.6.
 
-decoder      32 px, embeddings of 512 numbers; about 23.8 million parameters and 10.5 GFLOP a picture on both sides
+decoder      32 px, embeddings of 512 numbers; 23.8 million parameters and about 10.5 GFLOP a picture on both sides
 prior        embeddings only, each side with its own defaults; theirs pads the absent text to 256 tokens
-prior-equal  the same, theirs with room for no text: [text embedding, time, noised embedding, query], four tokens as ours
+prior-equal  the same, theirs with max_text_len = 0, so that both read four tokens: text embedding, time, noised image
+             embedding, query
 """
 
 import warnings
@@ -71,7 +72,7 @@ def our_decoder(image_size: int = IMAGE_SIZE, *, dim: int = DIM, space: "Embeddi
     from dalle_2.models.decoder import Decoder, DecoderConfig
     from dalle_2.models.decoder_unet import DecoderUNetConfig
 
-    unet = DecoderUNetConfig(channels=96, multiples=(1, 2, 3), blocks=2, attention=(2,), z_dim=dim, t_dim=512)
+    unet = DecoderUNetConfig(channels=64, multiples=(1, 2, 3, 4), blocks=2, attention=(3,), z_dim=dim, t_dim=256)
     return our_side(Decoder(config=DecoderConfig(image_size=image_size, unet=unet, space=space, drop=DROP)))
 
 
@@ -112,12 +113,16 @@ def their_decoder(image_size: int = IMAGE_SIZE, *, dim: int = DIM, sample_steps:
 
 
 def their_prior(dim: int = DIM, *, text_tokens: int) -> Side:
-    """Their prior of the same depth and heads as ours, other settings at their defaults; its width is the embeddings'."""
+    """Their prior, as deep and with as many heads as ours, other settings at their defaults."""
     from dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork
 
     network = DiffusionPriorNetwork(dim=dim, depth=6, dim_head=64, heads=8, max_text_len=text_tokens)
     model = DiffusionPrior(
-        net=network, image_embed_dim=dim, timesteps=1000, cond_drop_prob=DROP, condition_on_text_encodings=False
+        net=network,
+        image_embed_dim=dim,
+        timesteps=1000,
+        cond_drop_prob=DROP,
+        condition_on_text_encodings=False,
     )
     # Cloned, because they scale the embeddings in place.
     return Side(model, lambda batch: model(text_embed=batch.z_txt, image_embed=batch.z_img.clone()))

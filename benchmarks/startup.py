@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py
 
-`dalle2 --help` (median of ten whole processes, and whether it loaded torch or numpy) and `dalle2 generate` with four
-pictures, weights read and files written included. The first run of each is dropped.
+`dalle2 --help` (median of ten whole processes, and whether it loaded torch or numpy) and `dalle2 generate` with
+four pictures, weights read and files written included. The first run of each is dropped.
 """
 
 import argparse
@@ -47,7 +47,20 @@ def loaded_by_help() -> dict[str, bool]:
 
 
 def generate_command(folder: str, extra: list[str]) -> list[str]:
-    return [sys.executable, "-m", "dalle_2", "generate", PROMPT, "--n", "4", "--seed", "0", "--out", folder, *extra]
+    return [
+        sys.executable,
+        "-m",
+        "dalle_2",
+        "generate",
+        PROMPT,
+        "--n",
+        "4",
+        "--seed",
+        "0",
+        "--out",
+        folder,
+        *extra,
+    ]
 
 
 def main() -> None:

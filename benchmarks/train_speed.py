@@ -2,8 +2,8 @@
 
     .venv-peers/bin/python benchmarks/train_speed.py --stage decoder --side theirs --dtype float32
 
-One step is what benchmarks/training_step.py says; the batch is made beforehand. compare_training.py alternates two such
-processes: a ratio of two separate figures, taken at different minutes, says little.
+One step is what benchmarks/training_step.py says; the batch is made beforehand. compare_training.py alternates two
+such processes: a ratio of two separate figures, taken at different minutes, says little.
 """
 
 import argparse
@@ -14,18 +14,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
 from reference_kernel import reference_gflops
 from report import show
 from sides import BATCH, STAGES, Side, Stage, build, random_batch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from training_step import DTYPES, TrainingStep
 
 
 def measure(side: str, stage: Stage, *, dtype: str, batch: int, seconds: float, steps: int) -> dict[str, Any]:
-    """Speed, size and work of one side; at least `steps` steps and `seconds` seconds after one for warming up."""
+    """Speed, size and work of one side: at least `steps` steps and `seconds` seconds after one to warm up."""
     dtype = default_dtype(side, stage) if dtype == "default" else dtype
     built = build(side, stage)  # type: ignore[arg-type]
     flops = flops_per_picture(built)
@@ -78,7 +77,7 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def default_dtype(side: str, stage: Stage) -> str:
-    """What `dalle2 train` would choose for ours on this processor; theirs trains in float32 unless told otherwise."""
+    """What `dalle2 train` would choose for ours on this processor; float32, their trainers' default, for theirs."""
     from dalle_2.training.precision import choose_dtype
 
     if side == "theirs":

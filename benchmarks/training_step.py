@@ -1,7 +1,7 @@
 """The training step that both sides of a comparison go through, so that only networks and processes differ.
 
-Forward, backward, clipping of the gradient's norm at 0.5, AdamW (fused), and a moving average of all weights at
-every step. Loading data is not part of it.
+Noising, forward, backward, clipping of the gradient's norm at 0.5, AdamW (fused), and a moving average of all
+weights, at every step. Loading data is not part of it.
 """
 
 import copy
@@ -18,7 +18,13 @@ class TrainingStep:
     """One step a call. `average` is the model with averaged weights."""
 
     def __init__(
-        self, model: nn.Module, *, lr: float = 3e-4, warmup: int = 100, decay: float = 0.999, dtype: str = "float32"
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 3e-4,
+        warmup: int = 100,
+        decay: float = 0.999,
+        dtype: str = "float32",
     ) -> None:
         self.model = model.train()
         self.parameters = [p for p in model.parameters() if p.requires_grad]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from dalle_2.config import override, parse, read_toml
 from dalle_2.errors import UsageError
@@ -26,17 +27,19 @@ from dalle_2.training.recipe import (
 _TINY = Recipe(
     name="shapes-tiny",
     data=DataSettings(source="shapes", clip_options={"siblings": 4, "seed": 1}, shuffle=False),
-    embeddings=100_000,
+    embeddings=90_000,
     clip=ClipStage(
         config=CLIPConfig(
-            vision=VisionConfig(image_size=64, patch=16, stem="conv", width=256, depth=2, heads=8),
+            vision=VisionConfig(image_size=64, patch=8, stem="conv", width=128, depth=4, heads=4),
             text=TextConfig(width=128, depth=3, heads=4, context_length=48),
             embed_dim=256,
+            phrases=4096,
+            thumbnail=32,
         ),
-        run=RunSettings(images=250_000, batch=32, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=2000),
+        run=RunSettings(images=160_000, batch=32, lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=2000),
     ),
     prior=PriorStage(
-        config=PriorConfig(target="x_0", dim=256, width=384, depth=6, heads=6, steps=25),
+        config=PriorConfig(target="x_0", dim=256, width=256, depth=6, heads=4, steps=25),
         run=RunSettings(images=400_000, batch=128, lr=1e-3, ema_halflife=10_000),
     ),
     decoder=DecoderStage(
@@ -45,10 +48,10 @@ _TINY = Recipe(
             steps=20,
             z_noise=0.1,
             unet=DecoderUNetConfig(
-                channels=64, multiples=(1, 2, 3), blocks=1, attention=(1, 2), head_channels=32, patch=4, t_dim=256
+                channels=64, multiples=(1, 2, 4), blocks=1, attention=(1, 2), head_channels=32, patch=4, t_dim=256
             ),
         ),
-        run=RunSettings(images=150_000, batch=32, lr=1e-3, ema_halflife=4000),
+        run=RunSettings(images=120_000, batch=32, lr=1e-3, ema_halflife=4000, preview_every=10_000),
     ),
     upsampler=UpsamplerStage(
         config=UpsamplerConfig(
@@ -62,8 +65,89 @@ _TINY = Recipe(
                 patch=4, t_dim=128, low_res_channels=3,
             ),
         ),
-        run=RunSettings(images=15_000, batch=16, lr=1e-3, ema_halflife=1000),
+        run=RunSettings(images=10_000, batch=16, lr=1e-3, ema_halflife=1000),
     ),
 )  # fmt: skip
 
-PRESETS = {"shapes-tiny": _TINY}
+_MICRO = override(
+    _TINY.model_copy(update={"name": "shapes-micro", "embeddings": 4_000}),
+    {
+        "clip.run.images": 6_000, "clip.config.vision.depth": 2, "clip.config.text.depth": 2,
+        "clip.captions": 5_000,
+        "prior.run.images": 20_000, "prior.config.width": 128, "prior.config.depth": 3, "prior.config.heads": 4,
+        "decoder.run.images": 4_000, "decoder.config.unet.channels": 32, "decoder.config.unet.multiples": (1, 2),
+        "decoder.config.unet.attention": (1,),
+        "upsampler.run.images": 1_000, "upsampler.config.unet.channels": 24,
+    },
+)  # fmt: skip
+
+_FOLDER = override(
+    _TINY.model_copy(update={"name": "my-pictures", "data": DataSettings(source="."), "embeddings": None}),
+    {"clip.run.images": 20_000, "clip.vocabulary": 2048, "prior.run.images": 60_000, "decoder.run.images": 20_000,
+     "upsampler.run.images": 4_000},
+)  # fmt: skip
+
+PRESETS = {recipe.name: recipe for recipe in (_TINY, _MICRO, _FOLDER)}
+
+
+def preset(name: str) -> Recipe:
+    """The recipe of that name. Raises UsageError naming the nearest one."""
+    if name not in PRESETS:
+        close = get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(PRESETS)}, or give a TOML file"
+        raise UsageError(f"no preset is called {name!r}: {hint}")
+    return PRESETS[name]
+
+
+def resolve(
+    names: Sequence[str], *, data: Path | None = None, changes: Sequence[str] = (), scale: float = 1.0
+) -> Recipe:
+    """The recipe a command line means: a preset or a TOML file, a folder of pictures, changes, a length.
+
+    A TOML file may name the preset it starts from (`preset = "shapes-tiny"`); its other keys override that.
+    Raises UsageError for names that don't exist and a scale that isn't positive, ConfigError for unknown keys.
+    """
+    if scale <= 0:
+        raise UsageError(f"scale must be above 0, got {scale}: 2 trains twice as long, 0.5 half as long")
+    recipe = _named(names[0] if names else ("my-pictures" if data else "shapes-tiny"))
+    if data is not None:
+        recipe = on_folder(recipe, data)
+    return override(recipe.scaled(scale), dict(_pair(change) for change in changes))
+
+
+def _named(name: str) -> Recipe:
+    if not name.endswith(".toml"):
+        return preset(name)
+    values = read_toml(name)
+    base = values.pop("preset", None)
+    if base is None:
+        return parse(Recipe, values, where=name)
+    return override(preset(base), dict(flattened(values)))
+
+
+def flattened(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    """Nested tables as dotted keys."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        pairs += flattened(value, f"{path}{key}.") if isinstance(value, dict) else [(path + key, value)]
+    return pairs
+
+
+def on_folder(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe for a folder of captioned pictures, with a published CLIP if one is in the local cache."""
+    encoder = DEFAULT_CLIP if is_cached(DEFAULT_CLIP) else None
+    return recipe.model_copy(
+        update={
+            "name": folder.resolve().name,
+            "data": DataSettings(source=str(folder)),
+            "embeddings": None,
+            "clip": recipe.clip.model_copy(update={"encoder": encoder}),
+        }
+    )
+
+
+def _pair(change: str) -> tuple[str, str]:
+    key, sign, value = change.partition("=")
+    if not sign:
+        raise UsageError(f"--set takes key=value, got {change!r}: write for example decoder.run.images=50000")
+    return key, value

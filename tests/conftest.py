@@ -58,9 +58,17 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def micro_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline folder of tiny parts with random weights, 16 px and then 64 px. Tests don't write to it."""
+    """A pipeline folder of tiny parts with random weights, 16 px and then 32 px. Tests don't write to it."""
     from dalle_2 import (
-        CLIP, CLIPEncoder, DALLe2, Decoder, DecoderUNet, Prior, Tokenizer, Upsampler, save,
+        CLIP,
+        CLIPEncoder,
+        DALLe2,
+        Decoder,
+        DecoderUNet,
+        Prior,
+        Tokenizer,
+        Upsampler,
+        save,
     )  # fmt: skip
     from dalle_2.models.clip import CLIPConfig
     from dalle_2.models.decoder import DecoderConfig
@@ -68,13 +76,13 @@ def micro_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dalle_2.models.upsampler import UpsamplerConfig
 
     tower = {"width": 16, "depth": 1, "heads": 2}
-    text = tower | {"vocab_size": 300, "context_length": 16}
+    text = tower | {"vocab_size": 300, "context_length": 48}
     unet = {
         "channels": 16, "multiples": (1, 2), "blocks": 1, "attention": (1,), "head_channels": 16,
         "patch": 4, "z_dim": 16, "t_dim": 32,
     }  # fmt: skip
     large = unet | {"attention": (), "middle_attention": False, "low_res_channels": 3}
-    tokenizer = Tokenizer.train(["a red circle above a blue square"], 280, 16)
+    tokenizer = Tokenizer.train(["a red circle above a blue square"], 280, 48)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         vision = tower | {"image_size": 16, "patch": 8}
@@ -84,7 +92,7 @@ def micro_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Decoder.from_config(DecoderConfig.model_validate({"image_size": 16, "steps": 3, "unet": unet})),
             Upsampler.from_config(
                 UpsamplerConfig.model_validate(
-                    {"image_size": 64, "low_res_size": 16, "steps": 2, "unet": large}
+                    {"image_size": 32, "low_res_size": 16, "steps": 2, "unet": large}
                 )
             ),
         ]

@@ -14,7 +14,7 @@ from dalle_2.models.decoder import DecoderConfig
 from dalle_2.models.prior import PriorConfig
 
 PROMPTS = ["a red circle", "a blue square", "a red square above a blue circle", "a blue circle"]
-STAGES = ["prior", "decoder", "upsampler-64"]
+STAGES = ["prior", "decoder", "upsampler-32"]
 
 
 @pytest.fixture
@@ -33,23 +33,23 @@ def small_decoder(size: int, z_dim: int = 16) -> Decoder:
 
 def test_generate_gives_a_picture_for_each_prompt(pipeline: DALLe2) -> None:
     x = pipeline.generate(PROMPTS[:2], seeds=0)
-    assert x.shape == (2, 3, 64, 64)
+    assert x.shape == (2, 3, 32, 32)
     assert x.dtype == torch.float32
     assert -1 <= x.min() < x.max() <= 1
 
 
 def test_a_lone_prompt_is_one_prompt(pipeline: DALLe2) -> None:
-    assert pipeline.generate("a red circle", 1, seeds=0).shape == (1, 3, 64, 64)
+    assert pipeline.generate("a red circle", 1, seeds=0).shape == (1, 3, 32, 32)
 
 
 def test_parts_load_when_first_used(micro_pipeline: Path) -> None:
-    files = [micro_pipeline / f"{name}.safetensors" for name in ("prior", "decoder", "upsampler-64")]
+    files = [micro_pipeline / f"{name}.safetensors" for name in ("prior", "decoder", "upsampler-32")]
     pipeline = DALLe2(files[0], str(files[1]), upsampler_paths=files[2:], device="cpu")
     assert pipeline._prior == files[0]
     assert isinstance(pipeline.prior, Prior)
     assert pipeline.prior is pipeline.prior
     assert pipeline._decoder == str(files[1])
-    assert pipeline.size == 64
+    assert pipeline.size == 32
     assert not pipeline.decoder.training
 
 
@@ -58,7 +58,7 @@ def test_a_part_is_replaced_by_assignment(pipeline: DALLe2) -> None:
     pipeline.upsamplers = ()
     pipeline.decoder = small_decoder(24)
     after = pipeline.generate(PROMPTS[:1], seeds=0)
-    assert before.shape[-1] == 64
+    assert before.shape[-1] == 32
     assert after.shape[-1] == 24
 
 
@@ -130,7 +130,7 @@ def test_steps_hold_for_every_stage_unless_it_has_its_own(pipeline: DALLe2) -> N
         PROMPTS[:1], 4, seeds=0, stage_steps={"upsampler": 1},
         on_step=lambda stage, step: seen.append((stage, step.total)),
     )  # fmt: skip
-    assert seen == [("prior", 4)] * 4 + [("decoder", 4)] * 4 + [("upsampler-64", 1)]
+    assert seen == [("prior", 4)] * 4 + [("decoder", 4)] * 4 + [("upsampler-32", 1)]
 
 
 def test_defaults_come_from_the_parts_then_the_pipeline_then_the_call(pipeline: DALLe2) -> None:
@@ -159,7 +159,7 @@ def test_guidance_reaches_the_stage_it_names(pipeline: DALLe2) -> None:
 
 def test_own_samplers_are_used_and_a_foreign_table_is_refused(pipeline: DALLe2) -> None:
     pipeline.decoder_sampler = DDIMSampler(NoiseScheduler(1000))
-    assert pipeline.generate(PROMPTS[:1], 1, seeds=0).shape == (1, 3, 64, 64)
+    assert pipeline.generate(PROMPTS[:1], 1, seeds=0).shape == (1, 3, 32, 32)
     pipeline.decoder_sampler = DDIMSampler(NoiseScheduler(500))
     with pytest.raises(UsageError, match="noise table"):
         pipeline.generate(PROMPTS[:1], 1, seeds=0)
@@ -222,7 +222,7 @@ def test_what_stays_not_finite_is_an_error_and_no_picture(pipeline: DALLe2) -> N
         ({"eta": -0.1}, "got -0.1"),
         ({"guidance": -1.0}, "guidance must be a number from 0 up for the decoder"),
         ({"guidance": float("nan")}, "guidance must be"),
-        ({"guidance": {"painter": 2.0}}, "no stage 'painter': its stages are prior, decoder, upsampler-64"),
+        ({"guidance": {"painter": 2.0}}, "no stage 'painter': its stages are prior, decoder, upsampler-32"),
         ({"stage_steps": {"upsampler-256": 2}}, "no stage 'upsampler-256'"),
         ({"last_stage": "prior"}, "no stage 'prior' makes pictures"),
         ({"seeds": [1, 2, 3]}, "got 3 seeds for 1 pictures"),
@@ -246,10 +246,10 @@ def test_parts_of_another_clip_are_refused(pipeline: DALLe2) -> None:
 def test_embeddings_and_pictures_of_another_shape_are_refused(pipeline: DALLe2) -> None:
     with pytest.raises(UsageError, match=r"the decoder takes embeddings of shape \(N, 16\), got \(2, 8\)"):
         pipeline.decode(torch.zeros(2, 8))
-    with pytest.raises(UsageError, match="the given picture has 32 px, but the upsampler-64 takes 16 px"):
-        pipeline.upscale(torch.zeros(1, 3, 32, 32), torch.zeros(1, 16))
-    pipeline.decoder = small_decoder(32)
-    with pytest.raises(UsageError, match="the decoder's picture has 32 px"):
+    with pytest.raises(UsageError, match="the given picture has 24 px, but the upsampler-32 takes 16 px"):
+        pipeline.upscale(torch.zeros(1, 3, 24, 24), torch.zeros(1, 16))
+    pipeline.decoder = small_decoder(24)
+    with pytest.raises(UsageError, match="the decoder's picture has 24 px"):
         pipeline.generate(PROMPTS[:1])
 
 

@@ -173,7 +173,7 @@ def test_betas_that_lose_all_signal_or_all_noise_are_refused():
 # Conversions
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(name=st.sampled_from(sorted(TABLES)), seed=st.integers(0, 10**6), whole=st.booleans())
 def test_conversions_undo_one_another(name, seed, whole):
     scheduler = TABLES[name]
@@ -295,7 +295,7 @@ def test_spacings_equal_diffusers(spacing, T, steps):
     assert list(spaced(T, steps, spacing)) == peer.timesteps.tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     T=st.integers(1, 1500), part=st.floats(0, 1), spacing=st.sampled_from(["trailing", "leading", "linspace"])
 )

@@ -142,7 +142,7 @@ RUBBISH: dict[str, tuple[Rubbish, str]] = {
     "too small": (lambda rng: _painted((_disc(0.5, 0.5, 0.04), "red")), "radius"),
     "fills the picture": (lambda rng: _painted((_disc(0.5, 0.5, 0.48), "red")), "most of the picture"),
     "uneven background": (
-        lambda rng: _painted() * 0 + 124 + 20 * np.sin(40 * ACROSS[:, :, None] + rng.uniform(0, 6)),
+        lambda rng: _painted() * 0 + 124 + 20 * np.sin(40 * (ACROSS + DOWN)[:, :, None] + rng.uniform(0, 6)),
         "uneven",
     ),
     "between circle and square": (

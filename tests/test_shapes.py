@@ -261,7 +261,7 @@ def test_captions_say_what_their_statements_hold() -> None:
         grounds = [name for name in BACKGROUNDS if re.search(rf"\b{name}\b", statement.text)]
         assert grounds == ([] if statement.background is None else [scene.background])
         for shown in scene.objects:
-            assert f"{shown.colour} {thing.shape}" in statement.text
+            assert f"{shown.colour} {shown.shape}" in statement.text
         told["size"] += statement.objects[0].size is not None
         told["relation"] += statement.relation is not None
         told["background"] += statement.background is not None

@@ -1,4 +1,4 @@
-"""The tokenizer: our own against what any text must do, CLIP's against transformers on the same vocabulary."""
+"""The tokenizer: our own against what any text must do, CLIP's against transformers on one vocabulary."""
 
 import json
 from functools import cache
@@ -122,7 +122,7 @@ def test_captions_that_can_not_be_learned_from():
 
 
 def clip_vocabulary(folder: Path) -> None:
-    """A small vocabulary in the form of OpenAI's: bytes, bytes at a word's end, a few merges, two special tokens."""
+    """A small vocabulary in OpenAI's form: bytes, bytes at a word's end, a few merges, two special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [
         ("r", "e"),
@@ -136,7 +136,8 @@ def clip_vocabulary(folder: Path) -> None:
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(pair) for pair in merges), BOS, EOS]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    settings = {"model_max_length": 20, "bos_token": {"content": BOS}, "eos_token": EOS, "pad_token": EOS}
+    start = {"__type": "AddedToken", "content": BOS, "special": True}
+    settings = {"model_max_length": 20, "bos_token": start, "eos_token": EOS, "pad_token": EOS}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 

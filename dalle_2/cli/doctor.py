@@ -254,7 +254,7 @@ def _intact(path: Path, digest: str | None) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as stream:
-        return digest is None or hashlib.file_digest(stream, "sha256").hexdigest() == digest
+        return not digest or hashlib.file_digest(stream, "sha256").hexdigest() == digest
 
 
 # What may go wrong

@@ -6,18 +6,16 @@ import time
 from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dalle_2.errors import UsageError
+from dalle_2.inference.generation import Generation, GenerationSettings
 from dalle_2.inference.saving import Format, output_folder, save_new
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
 from dalle_2.text.prompts import check_prompts
-
-if TYPE_CHECKING:
-    from dalle_2.inference.generate import Generation, GenerationSettings
 
 # What a file's name begins with. The prompt stays out of it: it may be long, private, or no valid name.
 STAMP = "%Y%m%d-%H%M%S"
@@ -25,10 +23,12 @@ STAMP = "%Y%m%d-%H%M%S"
 
 def generate(
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT...", help="What the pictures show.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="PROMPT...", help="What the pictures show.", show_default=False),
     ] = None,
     prompts_file: Annotated[
-        str | None, typer.Option("--prompts", metavar="FILE", help="More prompts, one a line; - is standard input.")
+        str | None,
+        typer.Option("--prompts", metavar="FILE", help="More prompts, one a line; - is standard input."),
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures for each prompt.")] = 1,
     seed: Annotated[
@@ -63,11 +63,9 @@ def generate(
     # All that can be wrong without a model is found before torch is loaded, which takes seconds.
     wanted = check_prompts([*(prompts or []), *_from_file(prompts_file)])
     if not 0 <= eta < 1:
-        raise UsageError(f"eta must be at least 0 and below 1, got {eta}: 0 is deterministic, larger is more random")
-    find_pipeline(pipeline)
+        raise UsageError(f"eta must be at least 0 and below 1, got {eta}: 0 is deterministic")
+    found = find_pipeline(pipeline)
     folder = output_folder(out)
-
-    from dalle_2.inference.generate import GenerationSettings
 
     stage_steps = {"prior": prior_steps, "decoder": decoder_steps, "upsampler": upsampler_steps}
     settings = GenerationSettings(
@@ -78,7 +76,7 @@ def generate(
         use_prior=not no_prior,
     )
     run = _Run(folder, format, not no_metadata, quiet, as_json)
-    run.pictures(wanted, n, seed, settings, pipeline, device, dtype)
+    run.pictures(wanted, n, seed, settings, found, device, dtype)
     if grid:
         run.sheet()
     run.close()
@@ -94,8 +92,8 @@ class _Run:
         self.made: list[Generation] = []
 
     def pictures(
-        self, prompts: list[str], n: int, seed: int | None, settings: "GenerationSettings",
-        pipeline: str, device: str, dtype: str,
+        self, prompts: list[str], n: int, seed: int | None, settings: GenerationSettings,
+        pipeline: Path, device: str, dtype: str,
     ) -> None:  # fmt: skip
         """Makes and saves them batch by batch, so that an interruption costs one batch at most."""
         from dalle_2.cli.stage_progress import stage_progress
@@ -113,7 +111,7 @@ class _Run:
         with stage_progress(totals, quiet=self.quiet) as progress:
             self._save(generations(loaded, listed, first, settings, on_step=progress.step))
 
-    def _save(self, generations: "Iterable[Generation]") -> None:
+    def _save(self, generations: Iterable[Generation]) -> None:
         try:
             for generation in generations:
                 stem = f"{self.stamp}-{generation.seed}-{generation.index:03}"
@@ -126,7 +124,7 @@ class _Run:
                 typer.echo(f"dalle2: {_pictures(len(self.made))} finished before: {self.folder}", err=True)
             raise
 
-    def _say(self, path: Path, generation: "Generation") -> None:
+    def _say(self, path: Path, generation: Generation) -> None:
         if self.as_json:
             typer.echo(json.dumps({"file": str(path), **generation.metadata}, ensure_ascii=False))
         elif not self.quiet:
@@ -158,7 +156,8 @@ def _from_file(name: str | None) -> list[str]:
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"can't read prompts from {name}: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"can't read prompts from {name}: {reason}") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UsageError(f"{'standard input' if name == '-' else name} holds no prompt: write one a line")

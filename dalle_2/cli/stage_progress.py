@@ -1,24 +1,13 @@
-"""What a person sees while pictures are sampled: a live bar for each stage, or plain lines where nobody watches."""
+"""What a person sees while pictures are sampled: a live bar for each stage, or lines where nobody watches."""
 
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 
-class StageProgress(Protocol):
-    """Is told of every step; used as a context."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-    def step(self, stage: str, step: Any) -> None: ...
-
-
-class Silent:
-    """Shows nothing."""
+class StageProgress:
+    """Is told of every step; used as a context. This one shows nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -27,17 +16,18 @@ class Silent:
         pass
 
     def step(self, stage: str, step: Any) -> None:
-        """Nothing."""
+        """Step `step.index` of `step.total` of a stage is done."""
 
 
-class Bars(Silent):
+class Bars(StageProgress):
     """A live bar for each stage, on stderr. totals: steps a stage over the whole run."""
 
     def __init__(self, totals: Mapping[str, int]) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description:<13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        name = TextColumn("{task.description:<13}")
+        columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=Console(stderr=True))
         self._tasks = {
             stage: self._progress.add_task(stage, total=total, start=False) for stage, total in totals.items()
@@ -56,7 +46,7 @@ class Bars(Silent):
         self._progress.advance(self._tasks[stage])
 
 
-class Lines(Silent):
+class Lines(StageProgress):
     """A line on stderr whenever a stage has gone through its steps."""
 
     def __init__(self) -> None:
@@ -73,5 +63,5 @@ class Lines(Silent):
 def stage_progress(totals: Mapping[str, int], *, quiet: bool) -> StageProgress:
     """Bars where a person watches, lines where a file does."""
     if quiet:
-        return Silent()
+        return StageProgress()
     return Bars(totals) if sys.stderr.isatty() else Lines()

@@ -16,7 +16,9 @@ def train(
     what: Annotated[list[str] | None, typer.Argument(help=WHAT, show_default=False)] = None,
     data: Annotated[Path | None, typer.Option(help="Train on this folder of captioned pictures.")] = None,
     out: Annotated[Path | None, typer.Option(help="The pipeline's folder; by default trained_models/NAME.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe, e.g. decoder.run.images=50000.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over the recipe, e.g. decoder.run.images=50000.")
+    ] = None,
     scale: Annotated[float, typer.Option(help="Multiply the length of every stage: 2 for twice the minutes.")] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,

@@ -29,11 +29,11 @@ def upscale(
 ) -> None:
     """Enlarge pictures with a pipeline's upsampler.
 
-    A picture is first cropped to a square and brought to the size that the upsampler takes, 64 pixels a side in
-    shapes-tiny: what is smaller than that can show is lost.
+    A picture is first cropped to a square and brought to the size that the upsampler takes, 64 pixels a
+    side in shapes-tiny: what that is too small to show is lost.
     """
     begun = time.monotonic()
-    find_pipeline(pipeline)
+    found = find_pipeline(pipeline)
     folder = output_folder(out)
 
     from dalle_2.cli.stage_progress import stage_progress
@@ -43,11 +43,12 @@ def upscale(
     from dalle_2.pipelines.folder import load
 
     images = [open_image(picture) for picture in pictures]
-    loaded = load(pipeline, device=device, dtype=dtype)
+    loaded = load(found, device=device, dtype=dtype)
     size = input_size(loaded)
     for picture, image in zip(pictures, images, strict=True):
         if image.size != (size, size):
-            _note(f"{picture} is {image.width} x {image.height}: cropped and resized to {size} x {size} first", quiet)
+            was = f"{image.width} x {image.height}"
+            _note(f"{picture} is {was}: cropped and resized to {size} x {size} first", quiet)
     batches = ceil(len(images) / loaded.micro_batch)
     totals = {name: run.steps * batches for name, run in upscale_settings(loaded, steps).items()}
     first = new_seed() if seed is None else seed

@@ -28,3 +28,7 @@ class AbsDataset(Dataset[Example], ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Example:
         """Example number `index`; IndexError outside 0 .. len - 1."""
+
+    def caption(self, index: int) -> str:
+        """The caption of example `index` alone; a data set that need not read the picture for it says so itself."""
+        return self[index].caption

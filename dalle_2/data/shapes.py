@@ -65,6 +65,10 @@ class Shapes(AbsDataset):
         item = self._item(index)
         return Example(render(item.scene, self.size, jitter=item.jitter), item.statement.text)
 
+    def caption(self, index: int) -> str:
+        """The caption of example `index`, without drawing it."""
+        return self._item(index).statement.text
+
     def scene(self, index: int) -> tuple[Scene, Statement]:
         """The scene of example `index` and what its caption states."""
         item = self._item(index)

@@ -4,17 +4,14 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
 
 from jaxtyping import Float
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
-from dalle_2.config import Settings
 from dalle_2.images import to_pils
+from dalle_2.inference.generation import Generation, GenerationSettings
 from dalle_2.inference.record import record
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.stages import StageSettings
@@ -26,28 +23,6 @@ from dalle_2.text.tokenizer import Tokenizer
 SEEDS = 2**32
 WORDS_SHOWN = 12
 SHORTEST_SHOWN = 3  # letters; shorter words are articles and the like
-
-
-class GenerationSettings(Settings):
-    """How pictures are made; None is the pipeline's own default. Stages are named as in `DALLe2.settings`."""
-
-    steps: int | None = Field(None, ge=1)
-    eta: float = Field(0.0, ge=0, lt=1)
-    guidance: dict[str, float] = Field(default_factory=dict)
-    stage_steps: dict[str, int] = Field(default_factory=dict)
-    use_prior: bool = True
-    micro_batch: int | None = Field(None, ge=1)
-
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """A finished picture: the index-th of its run, and all that it takes to make it again."""
-
-    index: int
-    prompt: str
-    seed: int
-    image: Image.Image
-    metadata: dict[str, Any]
 
 
 def generate(
@@ -79,7 +54,7 @@ def generations(
     *,
     on_step: OnStep | None = None,
 ) -> Iterator[Generation]:
-    """One picture a prompt, as each micro-batch of them is done; picture k has seed + k, by default a new seed."""
+    """One picture a prompt, as each micro-batch is done; picture k has seed + k, by default of a new seed."""
     settings = settings or GenerationSettings()
     plan = plan_of(pipeline, settings)
     first = new_seed() if seed is None else seed
@@ -93,7 +68,7 @@ def generations(
 
 
 def plan_of(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, StageSettings]:
-    """What each stage of a run will do. Loads the parts; raises UsageError for settings that don't fit them."""
+    """What each stage of a run will do. Loads the parts; raises UsageError for what doesn't fit them."""
     return pipeline.settings(
         settings.steps,
         settings.eta,
@@ -141,7 +116,7 @@ def _pictures(
 
 
 def _cut(prompt: str, most: int) -> str:
-    return f"the prompt {_short(prompt)!r} is longer than the {most} tokens that this pipeline reads: its end is cut"
+    return f"the prompt {_short(prompt)!r} is longer than the {most} tokens that are read: its end is cut"
 
 
 def _unknown(unknown: Sequence[str], known: Sequence[str]) -> str:

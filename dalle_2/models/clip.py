@@ -1,8 +1,7 @@
 """CLIP (Radford et al. 2021): an image tower and a text tower that meet in one embedding space.
 
-Two additions serve small training sets, both off by default: a convolutional stem (Xiao et al. 2021) and an
-auxiliary caption decoder (after CoCa, Yu et al. 2022), which asks each embedding alone to hold all that the
-caption says.
+Two additions serve small training sets, both off by default: a convolutional stem (Xiao et al. 2021), and side tasks
+that ask each embedding which phrases the caption holds and what the picture looks like from afar.
 """
 
 import math
@@ -18,10 +17,12 @@ from torch.nn import functional as F
 
 from dalle_2.config import Settings, parse
 from dalle_2.errors import UsageError
-from dalle_2.models.layers.caption_decoder import CaptionDecoder
+from dalle_2.models.layers.side_tasks import SideTasks
 from dalle_2.models.layers.stem import conv_stem, patch_stem
 from dalle_2.models.layers.transformer import Activation, Transformer
 
+# A caption has some twenty phrases; the thumbnail's error is of the order of a tenth.
+SIDE_WEIGHTS = {"phrases_image": 0.05, "phrases_text": 0.05, "thumbnail": 4.0}
 MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5: larger temperatures make training unstable
 
 
@@ -81,7 +82,7 @@ class TextConfig(TowerConfig):
 class CLIPConfig(Settings):
     """A whole CLIP. normalised: whether its embeddings are meant to be used at unit length.
 
-    caption_depth: blocks of the caption decoder, 0 for none; caption_weight: its share in the loss.
+    phrases, thumbnail: the side tasks' sizes, see `SideTasks`; 0 for none. side_weight: their share in the loss.
     """
 
     vision: VisionConfig = VisionConfig()
@@ -89,8 +90,9 @@ class CLIPConfig(Settings):
     embed_dim: int = Field(512, ge=1)
     logit_scale: float = Field(1 / 0.07, gt=0, le=MAX_LOGIT_SCALE)
     normalised: bool = True
-    caption_depth: int = Field(0, ge=0)
-    caption_weight: float = Field(1.0, ge=0)
+    phrases: int = Field(0, ge=0)
+    thumbnail: int = Field(0, ge=0)
+    side_weight: float = Field(1.0, ge=0)
 
 
 class VisionTower(nn.Module):
@@ -165,7 +167,8 @@ class CLIP(nn.Module):
         self.vision = VisionTower(config.vision, config.embed_dim)
         self.text = TextTower(config.text, config.embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
-        self.caption = _caption_decoder(config) if config.caption_depth else None
+        asks = config.phrases or config.thumbnail
+        self.side = SideTasks(config.embed_dim, phrases=config.phrases, thumbnail=config.thumbnail) if asks else None
 
     @classmethod
     def from_config(cls, config: CLIPConfig | Mapping[str, Any]) -> Self:
@@ -210,11 +213,18 @@ class CLIP(nn.Module):
         """CLIP learns from clean pairs."""
         return batch
 
+    def without_side_tasks(self) -> "CLIP":
+        """The same towers without the heads that only training needs; the weights are shared, not copied."""
+        lean = CLIP(self.config.model_copy(update={"phrases": 0, "thumbnail": 0}))
+        kept = {name: value for name, value in self.state_dict().items() if not name.startswith("side.")}
+        lean.load_state_dict(kept, assign=True)
+        return lean.eval()
+
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """batch: "image" (B,3,S,S) in [-1,1], "tokens" (B,L).
 
         Gives "loss", and for the log "contrastive" (CLIP, figure 3), "accuracy" of retrieval inside the
-        batch, and with a caption decoder "caption_image" and "caption_text", cross entropies a token in nats.
+        batch, and what the side tasks report.
         """
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
@@ -225,10 +235,10 @@ class CLIP(nn.Module):
             z_img, z_txt = F.normalize(raw_image.float(), dim=-1), F.normalize(raw_text.float(), dim=-1)
             parts = contrastive(z_img, z_txt, scale.float(), same_text(tokens))
         loss = parts["contrastive"]
-        if self.caption is not None:
-            captions = self.caption.losses(torch.stack([z_img, z_txt]), tokens, self.text.ends(tokens))
-            parts |= {"caption_image": captions[0], "caption_text": captions[1]}
-            loss = loss + self.config.caption_weight * captions.mean()
+        if self.side is not None:
+            side = self.side.losses(z_img, z_txt, batch["image"], tokens, self.text.ends(tokens))
+            loss = loss + self.config.side_weight * sum(SIDE_WEIGHTS[name] * part for name, part in side.items())
+            parts |= side
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
     def _trimmed(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, "b k"]:
@@ -277,14 +287,3 @@ def _projection(width: int, embed_dim: int) -> nn.Linear:
     layer = nn.Linear(width, embed_dim, bias=False)
     nn.init.normal_(layer.weight, std=width**-0.5)
     return layer
-
-
-def _caption_decoder(config: CLIPConfig) -> CaptionDecoder:
-    return CaptionDecoder(
-        config.embed_dim,
-        width=config.text.width,
-        depth=config.caption_depth,
-        heads=config.text.heads,
-        vocab_size=config.text.vocab_size,
-        context_length=config.text.context_length,
-    )

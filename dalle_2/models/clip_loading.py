@@ -126,15 +126,19 @@ def hub_folder(repo: str) -> Path:
     """The local folder of a hub model: from the cache without network, else downloaded. Raises HubError."""
     try:
         return _cached(repo) or _downloaded(repo)
-    except (
-        Exception
-    ) as error:  # no network, no such repository, refused, disk full: the hub has a class for each
+    except Exception as error:
+        # No network, no such repository, refused, disk full: the hub has a class of its own for each.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise HubError(
             f"the CLIP {repo!r} is not in the local hub cache {hub_cache()} and could not be fetched from "
             f"the hub ({reason.rstrip('.')}): either run `hf download {repo}` where there is a network and "
-            "copy the cache here, or give CLIPEncoder a folder with a CLIP or a CLIP of your own"
+            "copy the cache here, or pass a folder with a CLIP, or a CLIP of your own, to CLIPEncoder"
         ) from error
+
+
+def is_cached(repo: str) -> bool:
+    """Whether a hub model lies in the local cache, whole."""
+    return _cached(repo) is not None
 
 
 def _cached(repo: str) -> Path | None:

@@ -62,7 +62,7 @@ class Decoder(Diffusion):
         return self.network(x_t, self.space.to_model(z_img), t_emb)
 
     def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Clean pairs `{z_img, image}` to `{x_t, z_img, t, x_0}`, with the noise and the rows that lose their embedding."""
+        """Clean pairs `{z_img, image}` to `{x_t, z_img, t, x_0}`, with the noise and the rows that lose `z_img`."""
         require(batch, "z_img", "image")
         x_0 = batch["image"]
         x_t, t, eps = self.draw(x_0, generator)

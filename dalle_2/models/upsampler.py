@@ -142,7 +142,7 @@ class Upsampler(Diffusion):
         require_eta(eta)
         size = self.config.low_res_size
         if tuple(low_res.shape[-2:]) != (size, size):
-            raise UsageError(f"the upsampler takes pictures of {size} px, got {tuple(low_res.shape[-2:])}; resize first")
+            raise UsageError(f"the upsampler takes {size}-px pictures, got {tuple(low_res.shape[-2:])}: resize them first")
         sampler = sampler or DDIMSampler(self.noise_scheduler)
         large = self.config.image_size
         z = self.space.from_model(self.network.null_z.expand(len(low_res), -1)) if z_img is None else z_img
@@ -184,9 +184,8 @@ def random_crop(
     if crop is None or crop >= x.shape[-1]:
         return x
     corners = torch.randint((x.shape[-1] - crop) // grid + 1, (len(x), 2), generator=generator) * grid
-    return torch.stack(
-        [picture[:, top : top + crop, left : left + crop] for picture, (top, left) in zip(x, corners.tolist(), strict=True)]
-    )
+    crops = zip(x, corners.tolist(), strict=True)
+    return torch.stack([picture[:, top : top + crop, left : left + crop] for picture, (top, left) in crops])
 
 
 def blur(x: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:

@@ -25,14 +25,12 @@ def spaced(T: int, steps: int, spacing: Spacing = "trailing") -> tuple[int, ...]
     _check_steps(T, steps)
     if steps == 1:
         return (T - 1,)
-    if spacing == "trailing":
+    if spacing == "trailing":  # exact fractions: in floats, 61 steps of 1000 would come out as 62
         return tuple(round(Fraction(T * k, steps)) - 1 for k in range(steps, 0, -1))
     if spacing == "leading":
         return tuple(k * (T // steps) for k in reversed(range(steps)))
     if spacing == "linspace":
-        gap = (T - 1) / (
-            steps - 1
-        )  # in floats, ties and all: what published linspace timesteps were made with
+        gap = (T - 1) / (steps - 1)  # in floats, ties and all, as published timesteps were made
         return tuple(round(k * gap) for k in reversed(range(steps)))
     raise UsageError(f"spacing must be 'trailing', 'leading' or 'linspace', got {spacing!r}")
 

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -22,7 +22,8 @@ class EMA:
         """Moves towards `source` after a step of `batch` images that brought the total to `images`."""
         halflife = min(self.halflife, images / 10)
         weight = 1 - 0.5 ** (batch / max(halflife, 1e-8))
-        averages, values = list(self.model.parameters()), list(source.parameters())
+        averages: list[Tensor] = list(self.model.parameters())
+        values: list[Tensor] = list(source.parameters())
         torch._foreach_lerp_(averages, values, weight)
         for average, value in zip(self.model.buffers(), source.buffers(), strict=True):
             average.copy_(value)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from dalle_2.data.abs_dataset import AbsDataset
 from dalle_2.data.dataset import data_fingerprint
 from dalle_2.data.embeddings import EmbeddingStore, build_store, store_folder
-from dalle_2.images import from_array
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.embedding_space import EmbeddingSpace
 
@@ -28,7 +28,7 @@ def embed(
 
     def encode(rows: range) -> tuple[object, object]:
         examples = [dataset[row] for row in rows]
-        pictures = [from_array(example.image) for example in examples]
+        pictures = [Image.fromarray(example.image) for example in examples]
         return encoder.encode_images(pictures), encoder.encode_text([example.caption for example in examples])
 
     data_id = data_fingerprint(dataset)

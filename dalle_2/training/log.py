@@ -36,5 +36,5 @@ class TrainingLog:
         if self._board is None and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
         return self._board

@@ -2,24 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from dalle_2.errors import UsageError
+from dalle_2.machine import default_dtype
 
 DType = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def cpu_has_fast_bf16() -> bool:
-    """True where the processor multiplies bfloat16 in hardware; emulated, it is three times slower than float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def choose_dtype(name: DType, device: torch.device, *, transformer: bool) -> torch.dtype:
@@ -31,7 +22,8 @@ def choose_dtype(name: DType, device: torch.device, *, transformer: bool) -> tor
         return _DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16
-    return torch.bfloat16 if device.type == "cpu" and transformer and cpu_has_fast_bf16() else torch.float32
+    fast = device.type == "cpu" and transformer and default_dtype("cpu") == "bfloat16"
+    return torch.bfloat16 if fast else torch.float32
 
 
 @contextmanager

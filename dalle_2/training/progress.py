@@ -93,7 +93,8 @@ class Lines:
 
     def __init__(self, file: TextIO | None = None, every: float = SECONDS_BETWEEN_LINES) -> None:
         self.file, self.every = file, every
-        self._name, self._total, self._rate, self._said = "", None, Rate(), 0.0
+        self._name, self._rate, self._said = "", Rate(), 0.0
+        self._total: int | None = None
 
     def start(self, name: str, images: int, total: int | None) -> None:
         """Names the run."""

@@ -25,7 +25,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> Path:
         if path.exists():
             # Both files move before the new one takes its place: at every moment one state is whole.
             os.replace(path, folder / PREVIOUS)
-            _digest_file(path).exists() and os.replace(_digest_file(path), _digest_file(folder / PREVIOUS))
+            if _digest_file(path).exists():
+                os.replace(_digest_file(path), _digest_file(folder / PREVIOUS))
         atomic_write_text(_digest_file(path), json.dumps({"sha256": digest}))
     return path
 

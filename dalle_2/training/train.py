@@ -12,6 +12,7 @@ from dalle_2.data.abs_dataset import AbsDataset
 from dalle_2.data.dataset import load_dataset, skip_report
 from dalle_2.data.embeddings import EmbeddingStore
 from dalle_2.errors import UsageError
+from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.paths import atomic_write_text
@@ -185,7 +186,10 @@ class Training:
 
     def _assemble(self) -> Path:
         upsampler = [self._file("upsampler")] if self.recipe.upsampler else []
-        pipeline = DALLe2(self._file("prior"), self._file("decoder"), self.encoder, upsampler_paths=upsampler)
+        encoder = self.encoder
+        if isinstance(encoder.model, CLIP):
+            encoder = CLIPEncoder(encoder.model.without_side_tasks(), tokenizer=encoder.tokenizer)
+        pipeline = DALLe2(self._file("prior"), self._file("decoder"), encoder, upsampler_paths=upsampler)
         training = {"recipe": self.recipe.model_dump(mode="json")}
         return save(pipeline, self.out, name=self.recipe.name, training=training)
 

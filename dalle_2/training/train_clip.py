@@ -36,7 +36,7 @@ def learn_tokenizer(stage: ClipStage, dataset: AbsDataset, folder: Path, seed: i
         return Tokenizer.from_file(path)
     count = min(stage.captions, len(dataset))
     indices = islice(item_order(len(dataset), seed), count)
-    captions = (dataset[index].caption for index in indices)
+    captions = (dataset.caption(index) for index in indices)
     tokenizer = Tokenizer.train(captions, stage.vocabulary, stage.config.text.context_length)
     tokenizer.save(path)
     return tokenizer

@@ -1,0 +1,88 @@
+"""`dalle2 evaluate`: exact match of a pipeline on fixed scenes."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dalle_2.errors import UsageError
+
+SPLITS = {"a": "new scenes of seen pairs", "b": "pairings never seen together", "c": "colour-shape pairs never seen"}
+
+
+def evaluate(
+    pipeline: Annotated[str, typer.Option(help="A shipped name, a pipeline folder or a hub id.")] = "shapes-tiny",
+    n: Annotated[int, typer.Option(help="Scenes a split; the published figures use 500.")] = 500,
+    splits: Annotated[str, typer.Option(help="Which of a, b, c and 'one object', with commas; by default all.")] = "",
+    embeddings: Annotated[
+        str, typer.Option(help="prior; text: without a prior; image: CLIP's embedding of a true picture (upper bound).")
+    ] = "prior",
+    seed: Annotated[int | None, typer.Option(help="Another set of scenes and noises, for tuning.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of every stage; by default the pipeline's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Of the decoder; by default the pipeline's.")] = None,
+    out: Annotated[Path, typer.Option(help="Where report.json, report.md and the sheets go.")] = Path("evaluation"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Measure how well a pipeline follows its prompts.
+
+    Draws one picture for each fixed scene of Shapes, reads it back without any learning, and counts it as exact
+    where the number of objects and everything the caption states is right. Splits: a, new scenes of seen pairs;
+    b, pairings of objects never seen together; c, colour-shape pairs never seen.
+    """
+    if embeddings not in ("prior", "text", "image"):
+        raise UsageError(f"embeddings must be prior, text or image, got {embeddings!r}")
+    if n < 1:
+        raise UsageError(f"n must be at least 1 scene, got {n}")
+    from dalle_2.evaluation.evaluate import QUESTIONS, Settings, sheet, table
+    from dalle_2.evaluation.evaluate import evaluate as run
+    from dalle_2.paths import atomic_path, atomic_write_text
+    from dalle_2.pipelines.folder import load
+
+    questions = chosen(splits, QUESTIONS)
+    whole = load(pipeline, device=device, dtype=dtype)
+    settings = Settings(n=n, embeddings=embeddings, steps=steps, guidance=guidance)  # type: ignore[arg-type]
+    if seed is not None:
+        settings = Settings(**{**vars(settings), "seed": seed})
+    results = []
+    for question in questions:
+        with progress(f"{question.name}: {SPLITS.get(question.name, 'new scenes')}", n, quiet) as advance:
+            results.append(run(whole, question, settings, on_pictures=advance))
+        with atomic_path(out / f"{question.name.replace(' ', '-')}.png") as path:
+            sheet(results[-1]).save(path)
+    report = {
+        "pipeline": pipeline, "fingerprint": whole.fingerprint, "settings": vars(settings),
+        "results": [result.as_json() for result in results],
+    }  # fmt: skip
+    atomic_write_text(out / "report.json", json.dumps(report, indent=1))
+    atomic_write_text(out / "report.md", table(results) + "\n")
+    typer.echo(table(results))
+    typer.echo(f"report.json, report.md and the sheets (failures framed in red) are in {out}", err=True)
+
+
+def chosen(splits: str, questions: Any) -> list[Any]:
+    """The questions named in "a,b", or all. Raises UsageError for a name that doesn't exist."""
+    names = [name.strip() for name in splits.split(",") if name.strip()]
+    known = {question.name: question for question in questions}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"no split {unknown[0]!r}: there are {', '.join(known)}")
+    return [known[name] for name in names] or list(questions)
+
+
+def progress(title: str, total: int, quiet: bool) -> Any:
+    """A bar on stderr that is told how many pictures are done."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextmanager
+    def shown() -> Any:
+        with Progress(console=Console(stderr=True), disable=quiet) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda count: bar.advance(task, count)
+
+    return shown()

@@ -1,0 +1,31 @@
+"""What is asked for and what comes out of a run. Needs no torch, so that mistakes are found at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from pydantic import Field
+
+from dalle_2.config import Settings
+
+
+class GenerationSettings(Settings):
+    """How pictures are made; None is the pipeline's own default. Stages are named as in `DALLe2.settings`."""
+
+    steps: int | None = Field(None, ge=1)
+    eta: float = Field(0.0, ge=0, lt=1)
+    guidance: dict[str, float] = Field(default_factory=dict)
+    stage_steps: dict[str, int] = Field(default_factory=dict)
+    use_prior: bool = True
+    micro_batch: int | None = Field(None, ge=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A finished picture: the index-th of its run, and all that it takes to make it again."""
+
+    index: int
+    prompt: str
+    seed: int
+    image: Image.Image
+    metadata: dict[str, Any]

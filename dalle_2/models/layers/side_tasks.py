@@ -1,0 +1,72 @@
+"""What an embedding must know besides which caption belongs to which picture; only training asks."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PHRASE_LENGTH = 3  # "red circle", "circle above a": long enough to tie an attribute to its object
+HASH_FACTORS = (1_000_003, 8_191, 131_071)
+
+
+class SideTasks(nn.Module):
+    """Two questions to an embedding: which phrases the caption holds, and what the picture looks like from afar.
+
+    The contrastive loss alone is content with whatever tells the pictures of a batch apart, and learns last which
+    colour belongs to which shape. `phrases`: hash classes of one to three consecutive tokens, asked of the image's
+    and of the text's embedding. `thumbnail`: the side of a small copy of the picture, asked of the image's embedding.
+    Embeddings are centred first: those of one data set differ by little from their mean.
+    """
+
+    def __init__(self, embed_dim: int, *, phrases: int, thumbnail: int) -> None:
+        super().__init__()
+        self.classes, self.thumbnail = phrases, thumbnail
+        self.centre_image = nn.BatchNorm1d(embed_dim, affine=False)
+        self.centre_text = nn.BatchNorm1d(embed_dim, affine=False)
+        self.phrases = nn.Linear(embed_dim, phrases) if phrases else None
+        if self.phrases is not None:
+            nn.init.constant_(self.phrases.bias, -4.0)  # most phrases are absent
+        hidden = nn.Linear(embed_dim, 2 * embed_dim)
+        pixels = nn.Linear(2 * embed_dim, 3 * thumbnail**2) if thumbnail else None
+        self.picture = nn.Sequential(hidden, nn.GELU(), pixels) if pixels is not None else None
+
+    def losses(
+        self,
+        z_img: Float[Tensor, "b d"],
+        z_txt: Float[Tensor, "b d"],
+        image: Float[Tensor, "b 3 s s"],
+        tokens: Int[Tensor, "b l"],
+        words: Int[Tensor, "b"],
+    ) -> dict[str, Tensor]:
+        """"phrases_image", "phrases_text" (nats a caption) and "thumbnail" (mean squared error), as far as asked for.
+
+        words: position of each row's end token; the tokens between the first and that one are the caption.
+        """
+        z_img, z_txt = self.centre_image(z_img), self.centre_text(z_txt)
+        parts: dict[str, Tensor] = {}
+        if self.phrases is not None:
+            present = phrases_of(tokens, words, self.classes)
+            parts["phrases_image"] = _missed(self.phrases(z_img), present)
+            parts["phrases_text"] = _missed(self.phrases(z_txt), present)
+        if self.picture is not None:
+            small = F.adaptive_avg_pool2d(image.float(), self.thumbnail)
+            parts["thumbnail"] = F.mse_loss(self.picture(z_img).float(), small.flatten(1))
+        return parts
+
+
+def phrases_of(tokens: Int[Tensor, "b l"], words: Int[Tensor, "b"], classes: int) -> Float[Tensor, "b {classes}"]:
+    """1 for every hash class of one to three consecutive tokens in a caption, 0 for the others."""
+    present = torch.zeros(len(tokens), classes + 1, device=tokens.device)
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    key = torch.zeros_like(tokens)
+    for length in range(1, PHRASE_LENGTH + 1):
+        shifted = F.pad(tokens, (0, length - 1))[:, length - 1 :]
+        key = key + shifted * HASH_FACTORS[length - 1] + length
+        inside = (position >= 1) & (position + length <= words[:, None])
+        present.scatter_(1, torch.where(inside, key % classes, classes), 1.0)
+    return present[:, :classes]
+
+
+def _missed(logits: Float[Tensor, "b k"], present: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
+    loss = F.binary_cross_entropy_with_logits(logits.float(), present, reduction="sum")
+    return loss / len(logits)
