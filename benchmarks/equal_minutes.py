@@ -194,6 +194,7 @@ def row(what: str, seen: dict[str, int], verdicts: list[Verdict]) -> dict[str, A
 
 def save_sheet(path: Path, drawn: dict[str, list[Image.Image]], test: Test, columns: int = 8) -> None:
     """The first scenes, a row for the truth and for each way of drawing; a red frame marks what isn't exact."""
+    columns = min(columns, len(test.statements))
     images, labels, marks = [], [], []
     for what, pictures in drawn.items():
         verdicts = read(pictures[:columns], test.statements[:columns])

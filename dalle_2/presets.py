@@ -30,13 +30,14 @@ _TINY = Recipe(
     embeddings=90_000,
     clip=ClipStage(
         config=CLIPConfig(
-            vision=VisionConfig(image_size=64, patch=8, stem="conv", width=128, depth=4, heads=4),
+            vision=VisionConfig(image_size=64, patch=8, stem="conv", pool="grid", width=128, depth=2, heads=4),
             text=TextConfig(width=128, depth=3, heads=4, context_length=48),
             embed_dim=256,
-            phrases=4096,
+            centred=True,
+            phrases=8192,
             thumbnail=32,
         ),
-        run=RunSettings(images=160_000, batch=32, lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=2000),
+        run=RunSettings(images=180_000, batch=32, lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=2000),
     ),
     prior=PriorStage(
         config=PriorConfig(target="x_0", dim=256, width=256, depth=6, heads=4, steps=25),

@@ -196,10 +196,10 @@ def test_side_tasks_are_what_they_say():
     ends = model.text.ends(data["tokens"])
     parts = model.side.losses(z_img, z_txt, data["image"], data["tokens"], ends)
     present = phrases_of(data["tokens"], ends, 64)
-    odds = model.side.phrases(model.side.centre_text(z_txt)).sigmoid()
+    odds = model.side.phrases(model.side.scale * z_txt).sigmoid()
     nats = -(present * odds.log() + (1 - present) * (1 - odds).log()).sum(1).mean()
     torch.testing.assert_close(parts["phrases_text"], nats)
-    drawn = model.side.picture(model.side.centre_image(z_img)).view(3, 3, 4, 4)
+    drawn = model.side.picture(model.side.scale * z_img).view(3, 3, 4, 4)
     small = data["image"].unfold(2, 4, 4).unfold(3, 4, 4).mean((-1, -2))
     torch.testing.assert_close(parts["thumbnail"], ((drawn - small) ** 2).mean())
 

@@ -286,7 +286,8 @@ def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
     assert loaded.config == decoder.config
     assert not loaded.training
     assert loaded.provenance == {"images": 12}
-    assert all(torch.equal(a, b) for a, b in zip(decoder.state_dict().values(), loaded.state_dict().values(), strict=True))
+    for name, tensor in decoder.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
 
 
 def test_provenance_survives_being_saved_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dalle_2.cli.stage_progress import loading, stage_progress
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation, GenerationSettings
 from dalle_2.inference.saving import Format, output_folder, save_new
@@ -96,14 +97,14 @@ class _Run:
         pipeline: Path, device: str, dtype: str,
     ) -> None:  # fmt: skip
         """Makes and saves them batch by batch, so that an interruption costs one batch at most."""
-        from dalle_2.cli.stage_progress import stage_progress
-        from dalle_2.inference.generate import generations, new_seed, plan_of, prompt_warnings, repeated
-        from dalle_2.pipelines.folder import load
+        with loading(pipeline.name, quiet=self.quiet):
+            from dalle_2.inference.generate import generations, new_seed, plan_of, prompt_warnings, repeated
+            from dalle_2.pipelines.folder import load
 
-        loaded = load(pipeline, device=device, dtype=dtype)
-        plan = plan_of(loaded, settings)
-        for warning in prompt_warnings(loaded, prompts):
-            typer.echo(f"dalle2: warning: {warning}", err=True)
+            loaded = load(pipeline, device=device, dtype=dtype)
+            plan, doubts = plan_of(loaded, settings), prompt_warnings(loaded, prompts)
+        for doubt in doubts:
+            typer.echo(f"dalle2: warning: {doubt}", err=True)
         listed = repeated(prompts, n)
         batches = ceil(len(listed) / loaded.micro_batch)
         totals = {name: stage.steps * batches for name, stage in plan.items()}

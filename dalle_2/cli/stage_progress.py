@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 
@@ -58,6 +59,19 @@ class Lines(StageProgress):
             now = time.monotonic()
             print(f"{stage}: {step.total} steps, {now - self._since:.1f} s", file=sys.stderr, flush=True)
             self._since = now
+
+
+@contextmanager
+def loading(name: str, *, quiet: bool) -> Iterator[None]:
+    """A word on a terminal while torch and the weights are read, which takes seconds; it goes when that is done."""
+    shown = not quiet and sys.stderr.isatty()
+    if shown:
+        print(f"loading {name} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def stage_progress(totals: Mapping[str, int], *, quiet: bool) -> StageProgress:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dalle_2.cli.stage_progress import loading, stage_progress
 from dalle_2.inference.saving import Format, output_folder, save_new
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
@@ -36,21 +37,21 @@ def upscale(
     found = find_pipeline(pipeline)
     folder = output_folder(out)
 
-    from dalle_2.cli.stage_progress import stage_progress
-    from dalle_2.images import open_image
-    from dalle_2.inference.generate import new_seed
-    from dalle_2.inference.upscale import input_size, upscale_settings, upscaled
-    from dalle_2.pipelines.folder import load
+    with loading(found.name, quiet=quiet):
+        from dalle_2.images import open_image
+        from dalle_2.inference.generate import new_seed
+        from dalle_2.inference.upscale import input_size, upscale_settings, upscaled
+        from dalle_2.pipelines.folder import load
 
-    images = [open_image(picture) for picture in pictures]
-    loaded = load(found, device=device, dtype=dtype)
-    size = input_size(loaded)
+        images = [open_image(picture) for picture in pictures]
+        loaded = load(found, device=device, dtype=dtype)
+        size, plan = input_size(loaded), upscale_settings(loaded, steps)
     for picture, image in zip(pictures, images, strict=True):
         if image.size != (size, size):
             was = f"{image.width} x {image.height}"
             _note(f"{picture} is {was}: cropped and resized to {size} x {size} first", quiet)
     batches = ceil(len(images) / loaded.micro_batch)
-    totals = {name: run.steps * batches for name, run in upscale_settings(loaded, steps).items()}
+    totals = {name: run.steps * batches for name, run in plan.items()}
     first = new_seed() if seed is None else seed
     with stage_progress(totals, quiet=quiet) as progress:
         for made in upscaled(loaded, images, first, steps=steps, on_step=progress.step):
@@ -60,7 +61,8 @@ def upscale(
                 typer.echo(json.dumps({"file": str(path), **made.metadata}, ensure_ascii=False))
             elif not quiet:
                 typer.echo(f"{path}  seed {made.seed}")
-    _note(f"{len(images)} in {folder.resolve()} ({time.monotonic() - begun:.1f} s)", quiet)
+    count = f"{len(images)} picture{'' if len(images) == 1 else 's'}"
+    _note(f"{count} in {folder.resolve()} ({time.monotonic() - begun:.1f} s)", quiet)
 
 
 def _note(sentence: str, quiet: bool) -> None:

@@ -10,10 +10,9 @@ from typing import Any, Literal
 from PIL import Image
 
 from dalle_2.errors import UsageError
-from dalle_2.metadata import save_image
+from dalle_2.metadata import SUFFIXES, save_image
 
 Format = Literal["jpg", "png"]
-SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def output_folder(out: str | os.PathLike[str]) -> Path:
@@ -25,9 +24,7 @@ def output_folder(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def save_new(
-    image: Image.Image, folder: Path, stem: str, suffix: str, metadata: Mapping[str, Any]
-) -> Path:
+def save_new(image: Image.Image, folder: Path, stem: str, suffix: str, metadata: Mapping[str, Any]) -> Path:
     """Writes a picture as `stem.suffix`, or as `stem-2.suffix` and so on where that is taken; returns its path."""
     with new_file(folder, stem, suffix) as path:
         save_image(image, path, metadata)

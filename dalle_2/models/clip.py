@@ -1,7 +1,8 @@
 """CLIP (Radford et al. 2021): an image tower and a text tower that meet in one embedding space.
 
-Two additions serve small training sets, both off by default: a convolutional stem (Xiao et al. 2021), and side tasks
-that ask each embedding which phrases the caption holds and what the picture looks like from afar.
+Additions serve small training sets, all off by default: a convolutional stem (Xiao et al. 2021), a pool over the grid of
+patches, centred embeddings, and side tasks that ask each embedding which phrases the caption holds and what the picture
+looks like from afar.
 """
 
 import math
@@ -17,12 +18,13 @@ from torch.nn import functional as F
 
 from dalle_2.config import Settings, parse
 from dalle_2.errors import UsageError
+from dalle_2.models.layers.grid_pool import GridPool
 from dalle_2.models.layers.side_tasks import SideTasks
 from dalle_2.models.layers.stem import conv_stem, patch_stem
 from dalle_2.models.layers.transformer import Activation, Transformer
 
-# A caption has some twenty phrases; the thumbnail's error is of the order of a tenth.
-SIDE_WEIGHTS = {"phrases_image": 0.05, "phrases_text": 0.05, "thumbnail": 4.0}
+# Brings all losses to the same order: a caption's phrases cost a hundred nats, a thumbnail a tenth.
+SIDE_WEIGHTS = {"phrases_image": 0.025, "phrases_text": 0.025, "thumbnail": 20.0}
 MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5: larger temperatures make training unstable
 
 
@@ -44,7 +46,8 @@ class TowerConfig(Settings):
 
 
 class VisionConfig(TowerConfig):
-    """The image tower. mean and std normalise pictures in [0, 1]; the defaults leave [-1, 1] as it is."""
+    """The image tower. pool: the embedding is read from a class token, or from all patches, see `GridPool`.
+    mean and std normalise pictures in [0, 1]; the defaults leave [-1, 1] as it is."""
 
     width: int = Field(160, ge=1)
     depth: int = Field(4, ge=0)
@@ -52,6 +55,7 @@ class VisionConfig(TowerConfig):
     image_size: int = Field(64, ge=1)
     patch: int = Field(8, ge=1)
     stem: Literal["patch", "conv"] = "patch"
+    pool: Literal["class", "grid"] = "class"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -82,6 +86,8 @@ class TextConfig(TowerConfig):
 class CLIPConfig(Settings):
     """A whole CLIP. normalised: whether its embeddings are meant to be used at unit length.
 
+    centred: embeddings are brought to mean 0 and variance 1 in every dimension (by running statistics) before they get
+    unit length, so that a narrow data set does not end in a narrow cone.
     phrases, thumbnail: the side tasks' sizes, see `SideTasks`; 0 for none. side_weight: their share in the loss.
     """
 
@@ -90,13 +96,14 @@ class CLIPConfig(Settings):
     embed_dim: int = Field(512, ge=1)
     logit_scale: float = Field(1 / 0.07, gt=0, le=MAX_LOGIT_SCALE)
     normalised: bool = True
+    centred: bool = False
     phrases: int = Field(0, ge=0)
     thumbnail: int = Field(0, ge=0)
     side_weight: float = Field(1.0, ge=0)
 
 
 class VisionTower(nn.Module):
-    """A vision transformer that reads its class token."""
+    """A vision transformer, read at its class token or over its whole grid."""
 
     mean: Tensor
     std: Tensor
@@ -105,23 +112,23 @@ class VisionTower(nn.Module):
         super().__init__()
         width, scale = config.width, config.width**-0.5
         self.stem = (conv_stem if config.stem == "conv" else patch_stem)(config.patch, width)
-        self.class_token = nn.Parameter(scale * torch.randn(width))
-        self.positions = nn.Parameter(
-            scale * torch.randn((config.image_size // config.patch) ** 2 + 1, width)
-        )
+        patches, classes = (config.image_size // config.patch) ** 2, int(config.pool == "class")
+        self.class_token = nn.Parameter(scale * torch.randn(width)) if classes else None
+        self.positions = nn.Parameter(scale * torch.randn(patches + classes, width))
         self.norm_in = nn.LayerNorm(width, eps=config.eps)
         self.transformer = _transformer(config, causal=False)
         self.norm_out = nn.LayerNorm(width, eps=config.eps)
-        self.projection = _projection(width, embed_dim)
+        self.projection = _projection(width, embed_dim) if classes else GridPool(width, patches, embed_dim)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
     def forward(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         x = ((x + 1) / 2 - self.mean) / self.std
-        patches = rearrange(self.stem(x), "b w h v -> b (h v) w")
-        tokens = torch.cat([self.class_token.to(patches.dtype).expand(len(x), 1, -1), patches], dim=1)
+        tokens = rearrange(self.stem(x), "b w h v -> b (h v) w")
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.to(tokens.dtype).expand(len(x), 1, -1), tokens], dim=1)
         states = self.transformer(self.norm_in(tokens + self.positions))
-        return self.projection(self.norm_out(states[:, 0]))
+        return self.projection(self.norm_out(states if self.class_token is None else states[:, 0]))
 
 
 class TextTower(nn.Module):
@@ -167,6 +174,8 @@ class CLIP(nn.Module):
         self.vision = VisionTower(config.vision, config.embed_dim)
         self.text = TextTower(config.text, config.embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
+        self.centre_image = _centre(config)
+        self.centre_text = _centre(config)
         asks = config.phrases or config.thumbnail
         self.side = SideTasks(config.embed_dim, phrases=config.phrases, thumbnail=config.thumbnail) if asks else None
 
@@ -193,11 +202,11 @@ class CLIP(nn.Module):
             raise UsageError(
                 f"got pictures of {x.shape[-1]} px, this CLIP reads {self.image_size} px: resize them first"
             )
-        return self.vision(x)
+        return self.centre_image(self.vision(x).float())
 
     def encode_text(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         """Raw embeddings of token rows. Raises UsageError for rows longer than the context."""
-        return self.text(self._trimmed(tokens))
+        return self.centre_text(self.text(self._trimmed(tokens)).float())
 
     def text_states(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l w"]:
         """The text tower's last hidden states, after the final norm, one a token."""
@@ -281,6 +290,10 @@ def _transformer(config: TowerConfig, *, causal: bool) -> Transformer:
         causal=causal,
         eps=config.eps,
     )
+
+
+def _centre(config: CLIPConfig) -> nn.Module:
+    return nn.BatchNorm1d(config.embed_dim, affine=False) if config.centred else nn.Identity()
 
 
 def _projection(width: int, embed_dim: int) -> nn.Linear:

@@ -1,12 +1,14 @@
 """What an embedding must know besides which caption belongs to which picture; only training asks."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 PHRASE_LENGTH = 3  # "red circle", "circle above a": long enough to tie an attribute to its object
-HASH_FACTORS = (1_000_003, 8_191, 131_071)
+HASH_FACTORS = (1_000_003, 40_503, 2_654_435_761)
 
 
 class SideTasks(nn.Module):
@@ -15,14 +17,12 @@ class SideTasks(nn.Module):
     The contrastive loss alone is content with whatever tells the pictures of a batch apart, and learns last which
     colour belongs to which shape. `phrases`: hash classes of one to three consecutive tokens, asked of the image's
     and of the text's embedding. `thumbnail`: the side of a small copy of the picture, asked of the image's embedding.
-    Embeddings are centred first: those of one data set differ by little from their mean.
     """
 
     def __init__(self, embed_dim: int, *, phrases: int, thumbnail: int) -> None:
         super().__init__()
         self.classes, self.thumbnail = phrases, thumbnail
-        self.centre_image = nn.BatchNorm1d(embed_dim, affine=False)
-        self.centre_text = nn.BatchNorm1d(embed_dim, affine=False)
+        self.scale = math.sqrt(embed_dim)  # numbers of a unit vector are small
         self.phrases = nn.Linear(embed_dim, phrases) if phrases else None
         if self.phrases is not None:
             nn.init.constant_(self.phrases.bias, -4.0)  # most phrases are absent
@@ -42,7 +42,7 @@ class SideTasks(nn.Module):
 
         words: position of each row's end token; the tokens between the first and that one are the caption.
         """
-        z_img, z_txt = self.centre_image(z_img), self.centre_text(z_txt)
+        z_img, z_txt = self.scale * z_img, self.scale * z_txt
         parts: dict[str, Tensor] = {}
         if self.phrases is not None:
             present = phrases_of(tokens, words, self.classes)
