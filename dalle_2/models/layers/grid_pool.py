@@ -1,6 +1,5 @@
 """All patches of a picture as one embedding, each place with weights of its own."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
