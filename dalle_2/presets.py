@@ -27,7 +27,7 @@ from dalle_2.training.recipe import (
 _TINY = Recipe(
     name="shapes-tiny",
     data=DataSettings(source="shapes", clip_options={"siblings": 4, "seed": 1}, shuffle=False),
-    embeddings=90_000,
+    embeddings=60_000,
     clip=ClipStage(
         config=CLIPConfig(
             vision=VisionConfig(image_size=64, patch=8, stem="conv", pool="grid", width=128, depth=2, heads=4),
@@ -41,7 +41,7 @@ _TINY = Recipe(
     ),
     prior=PriorStage(
         config=PriorConfig(target="x_0", dim=256, width=256, depth=6, heads=4, steps=25),
-        run=RunSettings(images=400_000, batch=128, lr=1e-3, ema_halflife=10_000),
+        run=RunSettings(images=300_000, batch=128, lr=1e-3, ema_halflife=10_000),
     ),
     decoder=DecoderStage(
         config=DecoderConfig(
@@ -49,10 +49,11 @@ _TINY = Recipe(
             steps=20,
             z_noise=0.1,
             unet=DecoderUNetConfig(
-                channels=64, multiples=(1, 2, 4), blocks=1, attention=(1, 2), head_channels=32, patch=4, t_dim=256
+                channels=64, multiples=(1, 2, 3), blocks=1, attention=(1, 2), head_channels=32, patch=4, t_dim=256,
+                z_map_channels=8,
             ),
         ),
-        run=RunSettings(images=120_000, batch=32, lr=1e-3, ema_halflife=4000, preview_every=10_000),
+        run=RunSettings(images=90_000, batch=32, lr=1e-3, ema_halflife=4000, preview_every=10_000),
     ),
     upsampler=UpsamplerStage(
         config=UpsamplerConfig(

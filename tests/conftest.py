@@ -78,7 +78,7 @@ def micro_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tower = {"width": 16, "depth": 1, "heads": 2}
     text = tower | {"vocab_size": 300, "context_length": 48}
     unet = {
-        "channels": 16, "multiples": (1, 2), "blocks": 1, "attention": (1,), "head_channels": 16,
+        "channels": 16, "multiples": (1,), "blocks": 1, "attention": (0,), "head_channels": 16,
         "patch": 4, "z_dim": 16, "t_dim": 32,
     }  # fmt: skip
     large = unet | {"attention": (), "middle_attention": False, "low_res_channels": 3}

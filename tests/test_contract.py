@@ -119,10 +119,12 @@ def test_ddim_sampler(prior: Prior, decoder: Decoder) -> None:
 
 
 def test_prior_transformer() -> None:
-    for network in (PriorTransformer(), PriorTransformer(512, 6, 8)):
-        z_txt, z_t, t_emb = torch.randn(3, B, 512).unbind(0)
-        assert network(z_txt, z_t, t_emb).shape == (B, 512)
-    assert len(network.transformer.blocks) == 6
+    network = PriorTransformer(512, 6, 8)
+    z_txt, z_t, t_emb = torch.randn(3, B, 512).unbind(0)
+    assert network(z_txt, z_t, t_emb).shape == (B, 512)
+    with torch.device("meta"):
+        default = PriorTransformer()
+    assert {n: p.shape for n, p in default.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
 
 
 def test_prior(prior: Prior) -> None:
@@ -133,9 +135,12 @@ def test_prior(prior: Prior) -> None:
     assert prior.target == "eps"
 
 
-def test_decoder_unet() -> None:
+def test_decoder_unet(decoder: Decoder) -> None:
     x_t, (z_img, t_emb) = torch.randn(B, 3, 8, 16), torch.randn(2, B, 512).unbind(0)
-    assert DecoderUNet()(x_t, z_img, t_emb).shape == (B, 3, 8, 16)
+    assert isinstance(decoder.network, DecoderUNet)
+    assert decoder.network(x_t, z_img, t_emb).shape == (B, 3, 8, 16)
+    with torch.device("meta"):  # a hundred million weights, not filled
+        assert DecoderUNet().config == decoder.network.config
 
 
 def test_decoder(decoder: Decoder) -> None:

@@ -19,6 +19,10 @@ class DecoderUNetConfig(Settings):
     (Hoogeboom et al. 2023, section 2.3): most of the cost of a small U-Net lies at full resolution.
     `attention` holds the levels (0 is the finest) that attend. `low_res_channels` are the channels of a second
     picture that is stacked under the noised one (the upsampler's condition).
+
+    `z_map_channels` adds a third way for the image embedding, beside the paper's two: a coarse map of `z_map_side`
+    squares a side, projected from it and stacked under the input. Convolutions know places only from their padding;
+    where an embedding says what lies where, a small network learns layout from such a map several times sooner.
     """
 
     channels: int = 128
@@ -33,6 +37,8 @@ class DecoderUNetConfig(Settings):
     z_dim: int = 512
     t_dim: int = 512
     context_tokens: int = 4
+    z_map_channels: int = 0
+    z_map_side: int = 16
     scale_shift: bool = True
     dropout: float = 0.0
 
@@ -89,7 +95,9 @@ class DecoderUNet(nn.Module):
         self.null_z = nn.Parameter(torch.zeros(config.z_dim))
         self.embed_z = nn.Linear(config.z_dim, config.t_dim)
         self.context = nn.Linear(config.z_dim, config.context_tokens * config.t_dim) if config.context_tokens else None
-        self.conv_in = nn.Conv2d(folded * (3 + config.low_res_channels), widths[0], 3, padding=1)
+        mapped = config.z_map_channels
+        self.z_map = nn.Linear(config.z_dim, mapped * config.z_map_side**2) if mapped else None
+        self.conv_in = nn.Conv2d(folded * (3 + config.low_res_channels) + mapped, widths[0], 3, padding=1)
 
         self.down, skips = nn.ModuleList(), [widths[0]]
         width = widths[0]
@@ -129,7 +137,10 @@ class DecoderUNet(nn.Module):
         context = self.context(z_img).unflatten(1, (-1, self.config.t_dim)) if self.context is not None else None
 
         x = x_t if low_res is None else torch.cat([x_t, low_res], dim=1)
-        x = F.pixel_unshuffle(x, self.config.patch).contiguous(memory_format=torch.channels_last)
+        x = F.pixel_unshuffle(x, self.config.patch)
+        if self.z_map is not None:
+            x = torch.cat([x, self._mapped(self.z_map(z_img), x)], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
         skips = [x := self.conv_in(x)]
         for layer in self.down:
             x = layer(x, embedding, context) if isinstance(layer, Block) else layer(x)
@@ -143,3 +154,9 @@ class DecoderUNet(nn.Module):
                 x = layer(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
         return F.pixel_shuffle(x, self.config.patch)
+
+    def _mapped(self, flat: Float[Tensor, "b n"], like: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m h w"]:
+        """The embedding's map at the height and width of the folded picture."""
+        side = self.config.z_map_side
+        squares = flat.unflatten(1, (-1, side, side))
+        return F.interpolate(squares, size=like.shape[-2:], mode="bilinear").to(like.dtype)

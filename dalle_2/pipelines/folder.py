@@ -112,8 +112,8 @@ def _write(
 
 
 def _write_clip(encoder: Encoder, clip: str | None, folder: Path, dtype: torch.dtype | None) -> dict[str, Part]:
-    """The named CLIP, or the encoder's model and tokenizer as files."""
-    if clip is not None:
+    """The named CLIP, or the encoder's model and tokenizer as files; a CLIP in a folder is no name for elsewhere."""
+    if clip is not None and not Path(clip).exists():
         name = clip.removeprefix(OPENCLIP)
         return {"clip": Part(openclip=name) if clip.startswith(OPENCLIP) else Part(hub=name)}
     if not isinstance(encoder, CLIPEncoder) or not isinstance(encoder.tokenizer, Tokenizer):

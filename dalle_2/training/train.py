@@ -17,6 +17,7 @@ from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.folder import save
+from dalle_2.training.card import training_card
 from dalle_2.training.embed import embed
 from dalle_2.training.progress import Report, Reporter, Silent
 from dalle_2.training.recipe import STAGES, DataSettings, Recipe
@@ -24,6 +25,7 @@ from dalle_2.training.train_clip import train_clip
 from dalle_2.training.train_decoder import train_decoder
 from dalle_2.training.train_prior import train_prior
 from dalle_2.training.train_upsampler import train_upsampler
+from dalle_2.weights.checkpoint import load_checkpoint
 
 PROCEDURAL_LENGTH = 100_000_000
 
@@ -190,8 +192,20 @@ class Training:
         if isinstance(encoder.model, CLIP):
             encoder = CLIPEncoder(encoder.model.without_side_tasks(), tokenizer=encoder.tokenizer)
         pipeline = DALLe2(self._file("prior"), self._file("decoder"), encoder, upsampler_paths=upsampler)
-        training = {"recipe": self.recipe.model_dump(mode="json")}
-        return save(pipeline, self.out, name=self.recipe.name, training=training)
+        origins = self._origins()
+        training = {"recipe": self.recipe.model_dump(mode="json"), "stages": origins}
+        card, named = training_card(self.recipe, origins), self.recipe.clip.encoder
+        return save(pipeline, self.out, name=self.recipe.name, training=training, card=card, clip=named)
+
+    def _origins(self) -> dict[str, dict[str, Any]]:
+        """What each stage's weight file says of its making."""
+        origins = {}
+        for stage in STAGES:
+            if self._file(stage).exists():
+                checkpoint = load_checkpoint(self._file(stage))
+                weights = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+                origins[stage] = {**checkpoint.provenance, "parameters": weights}
+        return origins
 
 
 def without_length(identity: dict[str, Any]) -> dict[str, Any]:

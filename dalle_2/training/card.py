@@ -1,0 +1,51 @@
+"""The model card that a training leaves beside its weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dalle_2.training.recipe import STAGES, Recipe
+
+CARD = """# {name}
+
+A DALL·E 2 pipeline trained by `dalle2 train`: CLIP, prior, decoder{upsampler}.
+
+    dalle2 generate "your words" --pipeline THIS_FOLDER
+    dalle2 evaluate --pipeline THIS_FOLDER
+
+## Data
+
+{data}
+
+## Recipe
+
+| stage | pictures seen | parameters | minutes | learning rate | batch |
+| --- | --- | --- | --- | --- | --- |
+{stages}
+
+Machine: {machine}. Every setting is in `pipeline.json`, under `training`.
+"""
+
+
+def training_card(recipe: Recipe, provenance: Mapping[str, Mapping[str, Any]]) -> str:
+    """`provenance`: of each trained stage, as its weight file holds it, with `parameters`."""
+    rows = [_row(stage, provenance[stage]) for stage in STAGES if stage in provenance]
+    machines = sorted({str(origin["machine"]) for origin in provenance.values()})
+    return CARD.format(
+        name=recipe.name,
+        upsampler=" and upsampler" if recipe.upsampler else "",
+        data=_data(recipe),
+        stages="\n".join(rows),
+        machine="; ".join(machines),
+    )
+
+
+def _row(stage: str, origin: Mapping[str, Any]) -> str:
+    run = origin["run"]
+    seen, weights = f"{origin['images']:,}", f"{origin['parameters'] / 1e6:.1f} M"
+    return f"| {stage} | {seen} | {weights} | {origin['minutes']} | {run['lr']:g} | {run['batch']} |"
+
+
+def _data(recipe: Recipe) -> str:
+    encoder = recipe.clip.encoder or "a CLIP trained on the same captioned pictures"
+    count = f", {recipe.embeddings:,} of them embedded" if recipe.embeddings else ""
+    return f"`{recipe.data.source}`{count}; pictures and captions are read by {encoder}."

@@ -1,0 +1,46 @@
+"""What the README shows really runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dalle_2.cli.main import COMMANDS
+from dalle_2.paths import shipped_pipelines
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.strip().splitlines()[0])
+def test_python_blocks_run(block: str, workdir: Path) -> None:
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_commands_exist() -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if "dalle2 " in line]
+    named = {shlex.split(line, comments=True)[1] for line in lines}
+    assert named and named <= COMMANDS.keys()
+
+
+def test_pictures_and_links_are_there() -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_toml_blocks_are_recipes(workdir: Path) -> None:
+    from dalle_2.presets import resolve
+
+    (workdir / "run.toml").write_text(blocks("toml")[0])
+    assert resolve(["run.toml"]).decoder.run.images == 500_000
+
+
+def test_the_shipped_pipeline_is_small() -> None:
+    files = [path for path in (shipped_pipelines() / "shapes-tiny").iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40e6
