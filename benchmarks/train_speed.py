@@ -82,7 +82,7 @@ def default_dtype(side: str, stage: Stage) -> str:
 
     if side == "theirs":
         return "float32"
-    return str(choose_dtype("auto", torch.device("cpu"), transformer=stage != "decoder")).removeprefix("torch.")
+    return str(choose_dtype("auto", torch.device("cpu"), transformer="prior" in stage)).removeprefix("torch.")
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, required=True)
     parser.add_argument("--side", choices=("ours", "theirs"), required=True)
     parser.add_argument("--dtype", choices=("default", *DTYPES), default="default")
-    parser.add_argument("--batch", type=int, help="default: 16 for the decoder, 64 for the priors")
+    parser.add_argument("--batch", type=int, help="by default 16 for decoders, 64 for priors")
     parser.add_argument("--seconds", type=float, default=20.0, help="least time to measure for")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one small step: a smoke test, not a figure")

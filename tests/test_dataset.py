@@ -21,6 +21,7 @@ from dalle_2.data.dataset import (
     collate,
     data_fingerprint,
     epoch_order,
+    first_of_order,
     item_order,
     load_dataset,
     skip_report,
@@ -81,6 +82,11 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 def test_the_order_is_the_same_for_ever():
     """By the definition of Philox4x64-10: a run may be resumed with another NumPy, on another machine."""
     assert epoch_order(8, seed=1, epoch=2).tolist() == [4, 2, 0, 6, 1, 5, 7, 3]
+
+
+@pytest.mark.parametrize(("length", "count"), [(7, 3), (7, 7), (7, 20), (1, 1), (2**21 + 3, 50)])
+def test_the_first_of_an_order_need_not_sort_the_whole(length: int, count: int) -> None:
+    assert first_of_order(length, 5, count).tolist() == epoch_order(length, 5, 0)[:count].tolist()
 
 
 @settings(max_examples=25, deadline=None)

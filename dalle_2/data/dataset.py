@@ -167,9 +167,25 @@ def data_fingerprint(dataset: AbsDataset) -> str:
 
 def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of 0 .. length - 1 that follows from (seed, epoch) alone."""
+    return np.argsort(_stream(seed, epoch).random_raw(length), kind="stable")
+
+
+def first_of_order(length: int, seed: int, count: int) -> np.ndarray:
+    """`epoch_order(length, seed, 0)[:count]` without sorting the whole, which an endless set is too long for."""
+    stream, chunk = _stream(seed, 0), 2**20
+    raw, indices = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
+    for start in range(0, length, chunk):
+        fresh = stream.random_raw(min(chunk, length - start))
+        near = np.flatnonzero(fresh < raw[-1]) if len(raw) == count else np.arange(len(fresh))
+        raw, indices = np.concatenate([raw, fresh[near]]), np.concatenate([indices, near + start])
+        kept = np.argsort(raw, kind="stable")[:count]
+        raw, indices = raw[kept], indices[kept]
+    return indices
+
+
+def _stream(seed: int, epoch: int) -> np.random.Philox:
     # NumPy promises the raw stream of a bit generator for ever, that of `permutation` it doesn't.
-    key = np.array([seed % 2**64, epoch % 2**64], dtype=np.uint64)
-    return np.argsort(np.random.Philox(key=key).random_raw(length), kind="stable")
+    return np.random.Philox(key=np.array([seed % 2**64, epoch % 2**64], dtype=np.uint64))
 
 
 def item_order(length: int, seed: int, start_image: int = 0, *, shuffle: bool = True) -> Iterator[int]:

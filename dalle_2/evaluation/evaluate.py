@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -46,7 +46,8 @@ QUESTIONS = (
 @dataclass(frozen=True)
 class Settings:
     """embeddings: where the decoder's image embedding comes from: the prior, the bare text embedding, or (as an upper
-    bound) CLIP's embedding of a true picture. steps, guidance: None for the pipeline's defaults."""
+    bound) CLIP's embedding of a true picture. steps, guidance: None for the pipeline's defaults. batch: scenes at a
+    time. Raises UsageError for values that make no sense."""
 
     n: int = 500
     seed: int = EVALUATION_SEED
@@ -54,6 +55,12 @@ class Settings:
     steps: int | None = None
     guidance: float | None = None
     batch: int = 20
+
+    def __post_init__(self) -> None:
+        if self.embeddings not in get_args(Embeddings):
+            raise UsageError(f"embeddings must be one of {', '.join(get_args(Embeddings))}, got {self.embeddings!r}")
+        if min(self.n, self.batch) < 1:
+            raise UsageError(f"n and batch must be at least 1 scene, got {self.n} and {self.batch}")
 
 
 @dataclass
@@ -90,10 +97,11 @@ def evaluate(
     *,
     on_pictures: Callable[[int], None] | None = None,
 ) -> Result:
-    """Draws one picture for each of `settings.n` fixed scenes, reads and judges it. Picture k has seed `seed + k`."""
+    """Draws one picture for each of `settings.n` fixed scenes, reads and judges it. Picture k has seed `seed + k`.
+
+    on_pictures: told how many more are done. Raises UsageError for a split that doesn't exist.
+    """
     settings = settings or Settings()
-    if settings.n < 1:
-        raise UsageError(f"n must be at least 1 scene, got {settings.n}")
     scenes = fixed_scenes(question.split, settings.n, objects=question.objects, seed=settings.seed)
     began = time.monotonic()
     result = Result(question, {}, 0.0, 0.0)
@@ -129,7 +137,7 @@ def draw(
     true = [Image.fromarray(render(scene, READ_AT)) for scene, _ in scenes]
     z_img = pipeline._encode_images(true)
     small = pipeline.decode(z_img, settings.steps, seeds=seeds, guidance=settings.guidance)
-    return pipeline.upscale(small, z_img, seeds=seeds) if pipeline.upsamplers else small
+    return pipeline.upscale(small, z_img, settings.steps, seeds=seeds) if pipeline.upsamplers else small
 
 
 def table(results: Sequence[Result]) -> str:

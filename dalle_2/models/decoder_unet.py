@@ -1,15 +1,19 @@
 """The ADM/GLIDE U-Net: one network for the decoder and, with other settings, for the upsamplers."""
 
+from typing import Annotated
+
 import torch
+from einops import rearrange
 from jaxtyping import Float
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_2.config import Settings
+from dalle_2.errors import UsageError
 from dalle_2.models.layers.init import zeroed
 from dalle_2.models.layers.residual import Downsample, ResidualBlock, Upsample, group_norm
-from dalle_2.models.layers.spatial_attention import SpatialAttention
+from dalle_2.models.layers.spatial_attention import SpatialAttention, heads_of
 
 
 class DecoderUNetConfig(Settings):
@@ -25,22 +29,22 @@ class DecoderUNetConfig(Settings):
     where an embedding says what lies where, a small network learns layout from such a map several times sooner.
     """
 
-    channels: int = 128
-    multiples: tuple[int, ...] = (1, 2, 3, 4)
-    blocks: int = 2
+    channels: int = Field(default=128, ge=1)
+    multiples: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3, 4)
+    blocks: int = Field(default=2, ge=1)
     attention: tuple[int, ...] = (2, 3)
     middle_attention: bool = True
-    head_channels: int = 64
-    patch: int = 1
-    out_channels: int = 3
-    low_res_channels: int = 0
-    z_dim: int = 512
-    t_dim: int = 512
-    context_tokens: int = 4
-    z_map_channels: int = 0
-    z_map_side: int = 16
+    head_channels: int = Field(default=64, ge=1)
+    patch: int = Field(default=1, ge=1)
+    out_channels: int = Field(default=3, ge=1)
+    low_res_channels: int = Field(default=0, ge=0)
+    z_dim: int = Field(default=512, ge=1)
+    t_dim: int = Field(default=512, ge=1)
+    context_tokens: int = Field(default=4, ge=0)
+    z_map_channels: int = Field(default=0, ge=0)
+    z_map_side: int = Field(default=16, ge=1)
     scale_shift: bool = True
-    dropout: float = 0.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @field_validator("multiples")
     @classmethod
@@ -54,6 +58,14 @@ class DecoderUNetConfig(Settings):
         wrong = [level for level in self.attention if not 0 <= level < len(self.multiples)]
         if wrong:
             raise ValueError(f"attention names level {wrong[0]}, but the levels are 0 to {len(self.multiples) - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "DecoderUNetConfig":
+        attending = {*self.attention, *([len(self.multiples) - 1] if self.middle_attention else [])}
+        for width in (self.channels * self.multiples[level] for level in sorted(attending)):
+            if width % heads_of(width, self.head_channels):
+                raise ValueError(f"a level of {width} channels can't attend in heads of {self.head_channels}")
         return self
 
     @property
@@ -132,7 +144,11 @@ class DecoderUNet(nn.Module):
         *,
         low_res: Float[Tensor, "b k h w"] | None = None,
     ) -> Float[Tensor, "b {self.config.out_channels} h w"]:
-        """`low_res` has the height and width of `x_t`; it is wanted exactly when the settings name channels for it."""
+        """`low_res` has the height and width of `x_t`; it is wanted exactly when the settings name channels for it.
+
+        Raises UsageError for sides that aren't divisible by `config.factor`, and for another `low_res` than that.
+        """
+        self._check(x_t, low_res)
         embedding = F.silu(t_emb + self.embed_z(z_img))
         context = self.context(z_img).unflatten(1, (-1, self.config.t_dim)) if self.context is not None else None
 
@@ -155,8 +171,16 @@ class DecoderUNet(nn.Module):
         x = self.conv_out(F.silu(self.norm_out(x)))
         return F.pixel_shuffle(x, self.config.patch)
 
+    def _check(self, x_t: Tensor, low_res: Tensor | None) -> None:
+        height, width = x_t.shape[-2:]
+        if height % self.config.factor or width % self.config.factor:
+            raise UsageError(f"this U-Net takes sides divisible by {self.config.factor}, got {height} x {width} px")
+        given, wanted = 0 if low_res is None else low_res.shape[1], self.config.low_res_channels
+        if given != wanted:
+            raise UsageError(f"this U-Net takes {wanted} channels of low_res, got {given}")
+
     def _mapped(self, flat: Float[Tensor, "b n"], like: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m h w"]:
         """The embedding's map at the height and width of the folded picture."""
         side = self.config.z_map_side
-        squares = flat.unflatten(1, (-1, side, side))
+        squares = rearrange(flat, "b (m h w) -> b m h w", h=side, w=side)
         return F.interpolate(squares, size=like.shape[-2:], mode="bilinear").to(like.dtype)

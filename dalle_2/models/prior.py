@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
@@ -21,12 +22,18 @@ class PriorConfig(DiffusionConfig):
     """
 
     target: Target = "eps"
-    dim: int = 512
-    width: int = 512
-    depth: int = 6
-    heads: int = 8
+    dim: int = Field(default=512, ge=1)
+    width: int = Field(default=512, ge=1)
+    depth: int = Field(default=6, ge=0)
+    heads: int = Field(default=8, ge=1)
     space: EmbeddingSpace | None = None
     text_space: EmbeddingSpace | None = None
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "PriorConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
 
 
 class Prior(Diffusion):

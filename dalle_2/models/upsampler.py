@@ -142,7 +142,8 @@ class Upsampler(Diffusion):
         require_eta(eta)
         size = self.config.low_res_size
         if tuple(low_res.shape[-2:]) != (size, size):
-            raise UsageError(f"the upsampler takes {size}-px pictures, got {tuple(low_res.shape[-2:])}: resize them first")
+            got = tuple(low_res.shape[-2:])
+            raise UsageError(f"the upsampler takes {size}-px pictures, got {got}: resize them first")
         sampler = sampler or DDIMSampler(self.noise_scheduler)
         large = self.config.image_size
         z = self.space.from_model(self.network.null_z.expand(len(low_res), -1)) if z_img is None else z_img

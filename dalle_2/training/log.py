@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from dalle_2.paths import atomic_path
 
 
 class TrainingLog:
-    """Values and pictures by the number of images seen. Nothing is created before the first entry."""
+    """Values and pictures by the number of images seen. Nothing is created before the first entry.
+
+    A run that was killed and resumed has the steps since its last saved state twice; the later lines count.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -20,8 +24,10 @@ class TrainingLog:
     def write(self, images: int, values: dict[str, float]) -> None:
         """One line, and one point on each curve."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # JSON has no NaN.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"images": images, **values}) + "\n")
+            file.write(json.dumps({"images": images, **finite}) + "\n")
         for name, value in values.items():
             if self._writer() is not None:
                 self._writer().add_scalar(name, value, images)
@@ -30,6 +36,11 @@ class TrainingLog:
         """A sample grid, as `samples/IMAGES.png`."""
         with atomic_path(self.folder / "samples" / f"{images:09d}.png") as path:
             picture.save(path)
+
+    def flush(self) -> None:
+        """Brings what TensorBoard still holds back to the disk."""
+        if self._board is not None:
+            self._board.flush()
 
     def _writer(self) -> Any:
         """TensorBoard's writer, or None without the extra `train`."""

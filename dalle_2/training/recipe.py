@@ -1,8 +1,8 @@
 """What a whole training is: its data, its four stages, and how long each of them runs."""
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dalle_2.config import Settings
 from dalle_2.models.clip import CLIPConfig
@@ -19,8 +19,8 @@ class DataSettings(Settings):
     trains (hard negatives, say). `shuffle` is off for endless procedural sets."""
 
     source: str = "shapes"
-    options: dict[str, Any] = {}
-    clip_options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
+    clip_options: dict[str, Any] = Field(default_factory=dict)
     shuffle: bool = True
 
 
@@ -75,7 +75,11 @@ class UpsamplerStage(Settings):
 
 
 class Recipe(Settings):
-    """Everything that `dalle2 train` needs to know. `embeddings`: pairs embedded for the later stages, None for all."""
+    """Everything that `dalle2 train` needs to know.
+
+    `embeddings`: how many pairs of a procedural data set are embedded for the later stages; a folder is always
+    embedded whole.
+    """
 
     name: str
     seed: int = Field(default=0, ge=0)
@@ -86,6 +90,16 @@ class Recipe(Settings):
     decoder: DecoderStage = DecoderStage()
     upsampler: UpsamplerStage | None = UpsamplerStage()
 
+    @model_validator(mode="after")
+    def _sizes_meet(self) -> Self:
+        if self.upsampler is not None and self.upsampler.config.low_res_size != self.decoder.config.image_size:
+            raise ValueError(
+                f"the decoder draws {self.decoder.config.image_size} px, but the upsampler takes "
+                f"{self.upsampler.config.low_res_size} px: make decoder.config.image_size and "
+                "upsampler.config.low_res_size equal"
+            )
+        return self
+
     def scaled(self, factor: float) -> "Recipe":
         """The same recipe with every stage's length multiplied: the way to spend more minutes, or fewer."""
         stages = {name: getattr(self, name) for name in STAGES if getattr(self, name) is not None}
@@ -94,7 +108,8 @@ class Recipe(Settings):
 
 def _scaled(stage: Any, factor: float) -> Any:
     run = stage.run
+    least = min(run.batch, run.images)
     longer = run.model_copy(
-        update={"images": max(run.batch, round(run.images * factor)), "warmup": round(run.warmup * min(1.0, factor))}
+        update={"images": max(least, round(run.images * factor)), "warmup": round(run.warmup * min(1.0, factor))}
     )
     return stage.model_copy(update={"run": longer})

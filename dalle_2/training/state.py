@@ -17,17 +17,20 @@ FORMAT = 1
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> Path:
-    """Writes plain values and tensors; the last state stays beside the new one under another name."""
+    """Writes plain values and tensors; the last state stays beside the new one under another name.
+
+    Raises OSError on a full disk; what was saved before can then still be loaded.
+    """
     path = folder / STATE
     with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
-        digest = _sha256(temporary)
-        if path.exists():
-            # Both files move before the new one takes its place: at every moment one state is whole.
+        # Through a file of Python's own: PyTorch's says of a full disk only that a position was unexpected.
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+        digest = sha256_of(temporary)
+        if is_whole(path):  # a damaged state must not push out the whole one before it
             os.replace(path, folder / PREVIOUS)
-            if _digest_file(path).exists():
-                os.replace(_digest_file(path), _digest_file(folder / PREVIOUS))
-        atomic_write_text(_digest_file(path), json.dumps({"sha256": digest}))
+            os.replace(digest_file(path), digest_file(folder / PREVIOUS))
+        atomic_write_text(digest_file(path), json.dumps({"sha256": digest}))
     return path
 
 
@@ -37,9 +40,35 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     if not paths:
         return None
     for path in paths:
-        if _is_whole(path):
+        if is_whole(path):
             return _read(path)
-    raise CheckpointError(f"no training state in {folder} is whole: delete {paths[0].name} there to start anew")
+    names = " and ".join(path.name for path in paths)
+    raise CheckpointError(f"no training state in {folder} is whole: delete {names} there to start anew")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is what was once saved. Its digest may lie under either name: a kill between the moves of a
+    state and of its digest leaves them so."""
+    known = {_digest(digest_file(path.with_name(name))) for name in (STATE, PREVIOUS)}
+    return path.exists() and sha256_of(path) in known
+
+
+def digest_file(path: Path) -> Path:
+    """Where the digest of a state lies: beside it, as JSON."""
+    return path.with_suffix(".json")
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -50,20 +79,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} has another format than {FORMAT}: continue it with the version that wrote it")
     return state
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        wanted = json.loads(_digest_file(path).read_text())["sha256"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return bool(_sha256(path) == wanted)
-
-
-def _digest_file(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

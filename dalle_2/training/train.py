@@ -1,4 +1,4 @@
-"""A whole training: the stages of a recipe in order, each going on where it stopped, and a pipeline folder at the end."""
+"""A whole training: the stages of a recipe in order, each going on where it stopped, then a pipeline folder."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from dalle_2.config import Settings
 from dalle_2.data.abs_dataset import AbsDataset
-from dalle_2.data.dataset import load_dataset, skip_report
+from dalle_2.data.dataset import data_fingerprint, load_dataset, skip_report
 from dalle_2.data.embeddings import EmbeddingStore
 from dalle_2.errors import UsageError
 from dalle_2.models.clip import CLIP
@@ -20,14 +20,16 @@ from dalle_2.pipelines.folder import save
 from dalle_2.training.card import training_card
 from dalle_2.training.embed import embed
 from dalle_2.training.progress import Report, Reporter, Silent
-from dalle_2.training.recipe import STAGES, DataSettings, Recipe
+from dalle_2.training.recipe import STAGES, Recipe
 from dalle_2.training.train_clip import train_clip
 from dalle_2.training.train_decoder import train_decoder
 from dalle_2.training.train_prior import train_prior
 from dalle_2.training.train_upsampler import train_upsampler
 from dalle_2.weights.checkpoint import load_checkpoint
 
+PROCEDURAL = "shapes"
 PROCEDURAL_LENGTH = 100_000_000
+ANY_SIZE = 16  # what a folder holds doesn't depend on the size its pictures are read at
 
 
 class Training:
@@ -42,6 +44,8 @@ class Training:
         device: str = "cpu",
         say: Callable[[str], None] = print,
     ) -> None:
+        if recipe.data.source == PROCEDURAL and recipe.embeddings is None:
+            raise UsageError(f"{PROCEDURAL} never ends: say how many pairs to embed, for example embeddings=20000")
         self.recipe, self.out, self.device, self.say = recipe, Path(out), device, say
         self.run = self.out / "run"
         self.reporter: Reporter = reporter or Silent()
@@ -49,16 +53,17 @@ class Training:
     def train(self, stages: Sequence[str] = STAGES) -> Path | None:
         """Runs the named stages, skipping what is done; returns the pipeline folder once every stage is.
 
-        Raises UsageError for an unknown stage, a stage whose predecessor has not run, and a run folder that holds
-        another recipe's work.
+        Raises UsageError for a stage that the recipe lacks, a stage whose predecessor has not run, and a run folder
+        that holds another recipe's work.
         """
-        unknown = [stage for stage in stages if stage not in STAGES]
-        if unknown:
-            raise UsageError(f"unknown stage {unknown[0]!r}: choose among {', '.join(STAGES)}")
-        for stage in STAGES:
-            if stage in stages and getattr(self.recipe, stage) is not None:
+        known = [stage for stage in STAGES if getattr(self.recipe, stage) is not None]
+        unknown = [stage for stage in stages if stage not in known]
+        if unknown and tuple(stages) != STAGES:
+            raise UsageError(f"this recipe has no stage {unknown[0]!r}: choose among {', '.join(known)}")
+        for stage in known:
+            if stage in stages:
                 self._stage(stage)
-        wanted = [stage for stage in STAGES if stage != "clip" and getattr(self.recipe, stage) is not None]
+        wanted = [stage for stage in known if stage != "clip"]
         return self._assemble() if all(self._file(stage).exists() for stage in wanted) else None
 
     # Stages
@@ -134,8 +139,8 @@ class Training:
     def _dataset(self, size: int, options: dict[str, Any] | None = None, *, endless: bool = False) -> AbsDataset:
         data = self.recipe.data
         options = {**data.options, **(options or {})}
-        if data.source == "shapes":
-            options["length"] = PROCEDURAL_LENGTH if endless else self.recipe.embeddings or 1
+        if data.source == PROCEDURAL:
+            options["length"] = PROCEDURAL_LENGTH if endless else self.recipe.embeddings
         return load_dataset(data.source, size, options=options)
 
     def _clip_size(self) -> int:
@@ -155,11 +160,13 @@ class Training:
     # What was done before
 
     def _identity(self, stage: str) -> dict[str, Any]:
-        """Everything a stage's result follows from."""
+        """Everything a stage's result follows from; of a folder also what lies in it."""
         settings: Settings = getattr(self.recipe, stage)
-        data: DataSettings = self.recipe.data
+        data: dict[str, Any] = self.recipe.data.model_dump(mode="json")
+        if self.recipe.data.source != PROCEDURAL:
+            data["pictures"] = data_fingerprint(self._dataset(ANY_SIZE))
         identity = {
-            "settings": settings.model_dump(mode="json"), "data": data.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json"), "data": data,
             "seed": self.recipe.seed, "embeddings": self.recipe.embeddings if stage != "clip" else None,
             "clip": self._encoder_id() if stage != "clip" else None,
         }  # fmt: skip

@@ -1,14 +1,13 @@
 """The first stage: a tokenizer for the captions, and a CLIP for captions and pictures."""
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dalle_2.data.abs_dataset import AbsDataset, Example
-from dalle_2.data.dataset import Batches, collate, item_order
+from dalle_2.data.dataset import Batches, collate, first_of_order
 from dalle_2.models.clip import CLIP, CLIPConfig
 from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.training.progress import Reporter
@@ -17,7 +16,14 @@ from dalle_2.training.stage import run_stage
 
 
 def train_clip(
-    stage: ClipStage, dataset: AbsDataset, folder: Path, *, shuffle: bool, seed: int, reporter: Reporter, device: str = "cpu"
+    stage: ClipStage,
+    dataset: AbsDataset,
+    folder: Path,
+    *,
+    shuffle: bool,
+    seed: int,
+    reporter: Reporter,
+    device: str = "cpu",
 ) -> Path:
     """Trains a CLIP on captioned pictures; leaves `clip.safetensors` and `tokenizer.json` in `folder`."""
     tokenizer = learn_tokenizer(stage, dataset, folder, seed)
@@ -35,8 +41,7 @@ def learn_tokenizer(stage: ClipStage, dataset: AbsDataset, folder: Path, seed: i
     if path.exists():
         return Tokenizer.from_file(path)
     count = min(stage.captions, len(dataset))
-    indices = islice(item_order(len(dataset), seed), count)
-    captions = (dataset.caption(index) for index in indices)
+    captions = (dataset.caption(int(index)) for index in first_of_order(len(dataset), seed, count))
     tokenizer = Tokenizer.train(captions, stage.vocabulary, stage.config.text.context_length)
     tokenizer.save(path)
     return tokenizer

@@ -29,7 +29,7 @@ def train_decoder(
     reporter: Reporter,
     device: str = "cpu",
 ) -> Path:
-    """Trains a decoder on `dataset`, whose pictures have the decoder's size; leaves `decoder.safetensors` in `folder`."""
+    """Trains a decoder on `dataset`, whose pictures have its size; leaves `decoder.safetensors` in `folder`."""
     space = measured_space(store.z_img, normalised=normalised)
     unet = stage.config.unet.model_copy(update={"z_dim": store.dim})
     config = stage.config.model_copy(update={"space": space, "unet": unet})

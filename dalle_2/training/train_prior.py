@@ -14,7 +14,14 @@ from dalle_2.training.stage import run_stage
 
 
 def train_prior(
-    stage: PriorStage, store: EmbeddingStore, folder: Path, *, normalised: bool, seed: int, reporter: Reporter, device: str = "cpu"
+    stage: PriorStage,
+    store: EmbeddingStore,
+    folder: Path,
+    *,
+    normalised: bool,
+    seed: int,
+    reporter: Reporter,
+    device: str = "cpu",
 ) -> Path:
     """Trains a prior; leaves `prior.safetensors` in `folder`."""
     config = stage.config.model_copy(

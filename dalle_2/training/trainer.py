@@ -3,14 +3,17 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from dalle_2.errors import Dalle2Error, UsageError
+from dalle_2.errors import CheckpointError, Dalle2Error, DataError, UsageError
+from dalle_2.images import grid, to_pils
+from dalle_2.models.stages import evaluating
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.training.ema import EMA
@@ -21,11 +24,13 @@ from dalle_2.training.precision import DType, autocast, choose_dtype
 from dalle_2.training.progress import Report, Reporter, Silent
 from dalle_2.training.remote import Mirror
 from dalle_2.training.state import load_state, save_state
+from dalle_2.weights.checkpoint import load_tensors
 
 ModelType = Literal["clip", "prior", "decoder", "upsampler"]
 Batch = dict[str, Tensor]
 
 MOST_SKIPPED = 10
+PREVIEWS = 8
 
 
 @runtime_checkable
@@ -40,32 +45,48 @@ class Objective(Protocol):
 class TrainerSettings:
     """How the loop runs; what is trained and on what are other arguments.
 
-    accumulate: micro-batches a step. ema_halflife: in images, None for no average. save_every: in seconds.
-    preview_every: in images, 0 for no sample grids.
+    accumulate: micro-batches a step. clip_norm: the largest norm of a step's gradient, None for any.
+    ema_halflife: in images, None for no average. save_every: in seconds. preview_every: in images, 0 for no sample
+    grids. Raises UsageError for values that make no sense.
     """
 
     seed: int = 0
     dtype: DType = "auto"
     accumulate: int = 1
     clip_norm: float | None = 1.0
-    lr_schedule: LRSchedule = LRSchedule()
+    lr_schedule: LRSchedule = field(default_factory=LRSchedule)
     ema_halflife: float | None = None
     save_every: float = 120.0
     preview_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1 or min(self.seed, self.preview_every) < 0:
+            raise UsageError(
+                "accumulate must be at least 1, seed and preview_every at least 0; "
+                f"got {self.accumulate}, {self.seed} and {self.preview_every}"
+            )
+        for name in ("clip_norm", "ema_halflife", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"{name} must be above 0, got {value}")
 
 
 class DALLe2Trainer:
     """Trains one stage.
 
     model: a Prior, Decoder, Upsampler or CLIP, that is, anything with `noised` and `loss`. model_type: its name.
-    dataloader: gives clean pairs, an epoch an iteration; one that has `at(images)` is endless and resumes exactly.
-    sampler: draws the preview's pictures. save_dir: a folder or a URL ("s3://..."); the state of the run and its log
-    go there. log_interval: steps between two lines of the log. is_aws: see `Mirror`.
+    dataloader: gives clean pairs as dicts of tensors, an epoch an iteration. One with `at(images)`, as `Batches`, is
+    endless and goes on at that image; any other, as PyTorch's DataLoader, is begun again and read as far as it was.
+    sampler: draws a decoder's sample grids, unless `preview` does: averaged model -> picture.
+    save_dir: a folder or a URL ("s3://..."); the state of the run goes there, the log into the folder (of a URL: into
+    a temporary one). log_interval: steps between two lines of the log. is_aws: see `Mirror`.
 
-    The clock counts images. Noise, timesteps and dropout of a step follow from the seed and that clock, so that a
-    resumed run equals an uninterrupted one bit for bit.
+    The clock counts images. Noise, timesteps and dropout of a step follow from the seed and that clock, and so does the
+    order of a DataLoader that shuffles without a generator of its own, so that a resumed run equals an uninterrupted
+    one bit for bit.
 
-    Raises UsageError for an unknown model_type, a model without a loss, and settings that contradict each other.
+    Raises UsageError for an unknown model_type or one that isn't the model's, a model without a loss, another noise
+    table than the model's in `noise_scheduler` or `sampler`, and settings that contradict each other.
     """
 
     def __init__(
@@ -84,21 +105,23 @@ class DALLe2Trainer:
         reporter: Reporter | None = None,
         preview: Callable[[nn.Module], Any] | None = None,
     ) -> None:
-        check_objective(model, model_type, noise_scheduler)
+        check_objective(model, model_type)
+        check_table(model, noise_scheduler)
+        check_table(model, sampler.noise_scheduler if sampler else None)
         if log_interval < 1:
             raise UsageError(f"log_interval must be at least 1 step, got {log_interval}")
         self.model, self.model_type, self.optimizer = model, model_type, optimizer
         self.noise_scheduler, self.sampler, self.dataloader = noise_scheduler, sampler, dataloader
         self.is_aws, self.log_interval = is_aws, log_interval
         self.settings = settings or TrainerSettings()
+        if model_type == "clip" and self.settings.accumulate > 1:
+            raise UsageError("CLIP can't accumulate: a micro-batch lacks the others' negatives; set accumulate = 1")
         self.reporter: Reporter = reporter or Silent()
         self.preview = preview
         self._mirror = Mirror.of(save_dir, is_aws=is_aws)
         self.save_dir = self._mirror.folder
         self.device = next(model.parameters()).device
         self.dtype = choose_dtype(self.settings.dtype, self.device, transformer=model_type in ("clip", "prior"))
-        if model_type == "clip" and self.settings.accumulate > 1:
-            raise UsageError("CLIP can't accumulate: each micro-batch would lack the others' negatives; set accumulate = 1")
         self.ema = EMA(model, self.settings.ema_halflife) if self.settings.ema_halflife else None
         self.images, self.steps, self.seconds, self.skipped = 0, 0, 0.0, 0
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -114,18 +137,17 @@ class DALLe2Trainer:
 
     def train(self, num_epochs: int) -> None:
         """Trains for `num_epochs` passes over the dataloader, counted from the first start; saves at the end."""
-        epoch = self.images // self._epoch_images() if self.images else 0
-        for epoch_i in range(epoch, num_epochs):
+        for epoch_i in range(self._passes_done(), num_epochs):
             self.train_one_epoch(epoch_i)
         self.save()
 
     def train_one_epoch(self, epoch_i: int) -> None:
         """One pass over the dataloader; after a resume, what is left of pass `epoch_i`."""
         if hasattr(self.dataloader, "at"):
-            self.fit((epoch_i + 1) * self._epoch_images())
+            self.fit((epoch_i + 1) * int(self.dataloader.length))
             return
         with stop_on_signals() as stop:
-            self._loop(iter(self.dataloader), None, stop)
+            self._loop(self._rest_of_pass(), None, stop)
 
     def fit(self, images: int) -> None:
         """Trains until `images` images were seen, over as many passes as that takes; saves at the end."""
@@ -146,6 +168,7 @@ class DALLe2Trainer:
     def save(self) -> None:
         """Writes the state of the run: model, average, optimiser and clocks."""
         save_state(self.save_dir, self._state())
+        self._log.flush()
         self._mirror.upload(self.save_dir)
 
     def resume(self) -> bool:
@@ -161,6 +184,7 @@ class DALLe2Trainer:
     def _loop(self, batches: Iterator[Batch], until: int | None, stop: Callable[[], bool]) -> None:
         """The one long function: draw, step, report, preview, save."""
         self.model.train()
+        size = 0
         self.reporter.start(self.model_type, self.images, until)
         began, saved = time.monotonic(), time.monotonic()
         try:
@@ -180,7 +204,7 @@ class DALLe2Trainer:
                 if self.steps % self.log_interval == 0:
                     self._log.write(self.images, values | {"seconds": self.seconds})
                 if self._preview_is_due(size):
-                    self._log.picture(self.images, self.preview(self.best_model))  # type: ignore[misc]
+                    self._preview(batch)
 
                 # Keep
                 if stop():
@@ -191,6 +215,8 @@ class DALLe2Trainer:
                     saved = time.monotonic()
                 if until is not None and self.images >= until:
                     return
+            if not size or until is not None:
+                raise DataError(f"the dataloader ended after {self.images:,} images: each pass must give batches")
         finally:
             self.reporter.close()
 
@@ -198,6 +224,7 @@ class DALLe2Trainer:
         """Gradients over the micro-batches, one update, one move of the average."""
         size = size or len(next(iter(batch.values())))
         self._set_rates()
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
         for part, weight in micro_batches(batch, self.settings.accumulate):
@@ -208,14 +235,18 @@ class DALLe2Trainer:
                 totals[name] = totals.get(name, 0.0) + weight * float(value.detach())
         self._scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf))
-        self._update(math.isfinite(totals["loss"]) and math.isfinite(norm))
+        finite = math.isfinite(totals["loss"]) and math.isfinite(norm)
+        if not finite:  # running statistics have moved already
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        self._update(finite)
         self.images, self.steps = self.images + size, self.steps + 1
         if self.ema and not self.skipped:
             self.ema.update(self.model, self.images, size)
         return totals | {"grad_norm": norm}
 
     def _update(self, finite: bool) -> None:
-        """Applies the gradients, or leaves everything as it is and counts."""
+        """Applies the gradients, or leaves the weights as they are and counts."""
         if finite:
             self._scaler.step(self.optimizer)
             self.skipped = 0
@@ -235,28 +266,69 @@ class DALLe2Trainer:
 
     def _generator(self) -> torch.Generator:
         """Noise of this step; dropout draws from the global generator, so that is set beside it."""
-        key = (self.settings.seed << 40) + self.images
+        key = ((self.settings.seed << 40) + self.images) % 2**63
         torch.manual_seed(key)
         return torch.Generator().manual_seed(key + 1)
 
-    def _placed(self, batch: Mapping[str, Any]) -> Batch:
+    def _placed(self, batch: Any) -> Batch:
+        if not isinstance(batch, Mapping):
+            raise UsageError(f"a batch must be a dict of tensors, got a {type(batch).__name__}: name its parts")
         return {name: value.to(self.device) for name, value in batch.items() if isinstance(value, Tensor)}
 
-    def _endless(self) -> Iterator[Batch]:
+    # Passes over the dataloader
+
+    def _endless(self) -> Iterator[Any]:
+        """Batches from the clock's image on, pass after pass; a loader that gives nothing ends it."""
+        if self.dataloader is None:
+            raise UsageError("this trainer has no dataloader: give it one, or call train_step with batches of your own")
         if hasattr(self.dataloader, "at"):
             yield from self.dataloader.at(self.images)
-        while True:
-            yield from self.dataloader
+            return
+        steps = -1
+        while steps != self.steps:
+            steps = self.steps
+            yield from self._rest_of_pass()
 
-    def _epoch_images(self) -> int:
-        """Images a pass: what the dataloader says, or its number of batches times their size."""
-        if hasattr(self.dataloader, "length"):
-            return int(self.dataloader.length)
-        return len(self.dataloader.dataset) if hasattr(self.dataloader, "dataset") else len(self.dataloader)
+    def _rest_of_pass(self) -> Iterator[Any]:
+        """What the current pass still has to give, in an order that follows from the seed and the pass."""
+        if self.dataloader is None:
+            raise UsageError("this trainer has no dataloader: give it one, or call train_step with batches of your own")
+        done, read = divmod(self.steps, self._batches_a_pass()) if self.steps else (0, 0)
+        torch.manual_seed(((self.settings.seed << 40) + done) % 2**63)
+        return islice(iter(self.dataloader), read, None)
+
+    def _passes_done(self) -> int:
+        if not self.images:
+            return 0
+        if hasattr(self.dataloader, "at"):
+            return self.images // int(self.dataloader.length)
+        return self.steps // self._batches_a_pass()
+
+    def _batches_a_pass(self) -> int:
+        try:
+            return max(1, len(self.dataloader))
+        except TypeError:
+            raise UsageError(
+                "a dataloader without a length can't be continued in its middle: give it __len__, its number of batches"
+            ) from None
+
+    # Sample grids
 
     def _preview_is_due(self, size: int) -> bool:
         every = self.settings.preview_every
-        return bool(self.preview and every and self.images // every > (self.images - size) // every)
+        drawn = self.preview is not None or (self.sampler is not None and self.model_type == "decoder")
+        return bool(drawn and every and self.images // every > (self.images - size) // every)
+
+    def _preview(self, batch: Batch) -> None:
+        """The caller's picture, or true pictures above those that the decoder draws for their embeddings."""
+        with evaluating(self.best_model):
+            picture = self.preview(self.best_model) if self.preview else self._drawn(batch)
+        self._log.picture(self.images, picture)
+
+    def _drawn(self, batch: Batch) -> Any:
+        true, z_img = batch["image"][:PREVIEWS], batch["z_img"][:PREVIEWS]
+        drawn = self.best_model.sample(z_img, sampler=self.sampler, seeds=range(len(z_img)))  # type: ignore[operator]
+        return grid(to_pils(true.cpu()) + to_pils(drawn.cpu()), columns=len(true))
 
     # Resuming
 
@@ -281,11 +353,15 @@ class DALLe2Trainer:
             )
         if (state["ema"] is None) != (self.ema is None):
             raise UsageError(f"the run in {self.save_dir} differs in whether it averages its weights: use its settings")
-        self.model.load_state_dict(state["model"])
+        load_tensors(self.model, state["model"], self.save_dir)
         if self.ema:
-            self.ema.model.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+            load_tensors(self.ema.model, state["ema"], self.save_dir)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(f"the optimiser's state in {self.save_dir} doesn't fit this one: {error}") from None
+        if state["scaler"]:  # empty where the run was not in fp16 so far
+            self._scaler.load_state_dict(state["scaler"])
         self.images, self.steps, self.seconds = state["images"], state["steps"], state["seconds"]
 
 
@@ -298,12 +374,18 @@ def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
         yield part, len(next(iter(part.values()))) / size
 
 
-def check_objective(model: nn.Module, model_type: str, noise_scheduler: NoiseScheduler | None) -> None:
-    """Refuses what can't be trained, and a noise table other than the model's."""
+def check_objective(model: nn.Module, model_type: str) -> None:
+    """Refuses what can't be trained, and a name that isn't the model's own."""
     if model_type not in get_args(ModelType):
         raise UsageError(f"unknown model_type {model_type!r}: choose one of {', '.join(get_args(ModelType))}")
     if not isinstance(model, Objective):
         raise UsageError(f"a {type(model).__name__} can't be trained: it needs the methods `noised` and `loss`")
+    if getattr(model, "kind", model_type) != model_type:
+        raise UsageError(f"model_type is {model_type!r}, but the model is a {model.kind}: say {model.kind!r}")
+
+
+def check_table(model: nn.Module, noise_scheduler: NoiseScheduler | None) -> None:
+    """Refuses a noise table other than the model's."""
     own = getattr(model, "noise_scheduler", None)
     if noise_scheduler is not None and own is not None and not own.same_table(noise_scheduler):
         raise UsageError(

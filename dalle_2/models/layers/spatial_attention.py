@@ -10,6 +10,11 @@ from dalle_2.models.layers.init import zeroed
 from dalle_2.models.layers.residual import group_norm
 
 
+def heads_of(channels: int, head_channels: int) -> int:
+    """How many heads of about `head_channels` channels there are; a narrow map has one."""
+    return max(1, channels // head_channels)
+
+
 class SpatialAttention(nn.Module):
     """Each position looks at every position and at every context token (GLIDE, section 3.1).
 
@@ -18,7 +23,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int, context: int | None) -> None:
         super().__init__()
-        self.heads = max(1, channels // head_channels)
+        self.heads = heads_of(channels, head_channels)
         self.norm = group_norm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.to_context_kv = nn.Linear(context, 2 * channels) if context else None

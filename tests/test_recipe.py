@@ -1,0 +1,151 @@
+"""Recipes: the table, how a command line changes it, and what is refused before any training begins."""
+
+from pathlib import Path
+
+import pytest
+
+from dalle_2.config import override, parse
+from dalle_2.errors import ConfigError, UsageError
+from dalle_2.models.clip_encoding import DEFAULT_CLIP
+from dalle_2.presets import PRESETS, flattened, preset, resolve
+from dalle_2.training.expectation import expectation
+from dalle_2.training.recipe import STAGES, Recipe
+from dalle_2.training.stage import trainer_settings
+from dalle_2.training.train import Training, differing, without_length
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_reads_back_from_its_own_json(name: str) -> None:
+    recipe = preset(name)
+    assert recipe.name == name
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert parse(Recipe, recipe.model_dump()) == recipe
+
+
+def test_the_micro_preset_is_the_tiny_one_made_small() -> None:
+    tiny, micro = preset("shapes-tiny"), preset("shapes-micro")
+    assert micro.data == tiny.data
+    for stage in STAGES:
+        assert getattr(micro, stage).run.images < getattr(tiny, stage).run.images / 3
+
+
+def test_what_a_command_line_means(tmp_path: Path) -> None:
+    assert resolve([]) == preset("shapes-tiny")
+    assert resolve(["shapes-micro"]) == preset("shapes-micro")
+    folder = resolve([], data=tmp_path)
+    assert (folder.name, folder.data.source, folder.embeddings) == (tmp_path.name, str(tmp_path), None)
+    assert folder.decoder == preset("my-pictures").decoder
+    assert resolve(["shapes-micro"], data=tmp_path).decoder == preset("shapes-micro").decoder
+
+
+def test_changes_come_last() -> None:
+    changes = ["decoder.run.images=7", "decoder.config.unet.multiples=[1, 2]", "decoder.config.unet.attention=[]"]
+    recipe = resolve(["shapes-tiny"], changes=[*changes, "name=other", "upsampler=none"], scale=2)
+    assert (recipe.name, recipe.upsampler) == ("other", None)
+    assert recipe.decoder.run.images == 7
+    assert recipe.decoder.config.unet.multiples == (1, 2)
+    assert recipe.prior.run.images == 2 * preset("shapes-tiny").prior.run.images
+    with_options = resolve([], changes=["data.options.seed=3"])
+    assert with_options.data.options == {"seed": 3}
+
+
+def test_a_scale_stretches_every_stage() -> None:
+    tiny = preset("shapes-tiny")
+    for factor in (2.0, 0.25):
+        for stage in STAGES:
+            before, after = getattr(tiny, stage).run, getattr(tiny.scaled(factor), stage).run
+            assert after.images == round(before.images * factor)
+            assert after.warmup == round(before.warmup * min(1, factor))
+    shortest = tiny.scaled(1e-9).prior.run
+    assert (shortest.images, shortest.warmup) == (shortest.batch, 0)
+    assert trainer_settings(shortest, 0).lr_schedule.warmup == 0
+    for scale in (0.0, -1.0):
+        with pytest.raises(UsageError, match=f"scale must be above 0, got {scale}"):
+            resolve([], scale=scale)
+
+
+def test_a_toml_file_starts_from_a_preset_or_from_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "shapes-micro"\nname = "mine"\n[decoder.run]\nimages = 10\n[data.options]\nseed = 4\n')
+    recipe = resolve([str(path)])
+    assert (recipe.name, recipe.decoder.run.images, recipe.data.options) == ("mine", 10, {"seed": 4})
+    assert recipe.prior == preset("shapes-micro").prior
+    path.write_text('name = "bare"\n[prior.run]\nimages = 5\n')
+    bare = resolve([str(path)])
+    assert (bare.name, bare.prior.run.images) == ("bare", 5)
+    assert bare.decoder == Recipe(name="x").decoder
+
+
+def test_nested_tables_become_dotted_keys() -> None:
+    assert flattened({"a": {"b": 1, "c": {"d": [2]}}, "e": 3}) == [("a.b", 1), ("a.c.d", [2]), ("e", 3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("decoder.run.image=5", "unknown key 'decoder.run.image'; did you mean 'images'"),
+        ("decodr.run.images=5", "unknown key 'decodr'; did you mean 'decoder'"),
+        ("decoder.run.images=0", "'decoder.run.images'.*got 0"),
+        ("decoder.run.images=many", "'decoder.run.images'.*got 'many'"),
+        ("decoder.run.images", "--set takes key=value, got 'decoder.run.images'"),
+        ("prior.config.heads=7", "width 256 must be a multiple of heads 7"),
+        ("decoder.config.image_size=32", "the decoder draws 32 px, but the upsampler takes 64 px"),
+        ("decoder.config.image_size=60", "image_size 60 must be divisible by 16"),
+    ],
+)
+def test_a_wrong_change_is_refused(change: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        resolve(["shapes-tiny"], changes=[change])
+
+
+def test_wrong_names_and_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no preset is called 'shape-tiny': did you mean 'shapes-tiny'"):
+        resolve(["shape-tiny"])
+    with pytest.raises(UsageError, match="no preset is called 'zzz': there are shapes-tiny, .* or give a TOML file"):
+        resolve(["zzz"])
+    with pytest.raises(ConfigError, match=r"can't read the settings file nowhere\.toml: No such file"):
+        resolve(["nowhere.toml"])
+    path = tmp_path / "mine.toml"
+    path.write_text("name = 'x'\nsede = 1\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml: unknown key 'sede'; did you mean 'seed'"):
+        resolve([str(path)])
+    path.write_text("preset = 'shapes-tiny'\n[prior.run]\nimage = 1\n")
+    with pytest.raises(ConfigError, match="unknown key 'prior.run.image'; did you mean 'images'"):
+        resolve([str(path)])
+
+
+def test_an_endless_set_needs_a_number_of_embeddings(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="shapes never ends: say how many pairs to embed, .* embeddings=20000"):
+        Training(override(preset("shapes-tiny"), {"embeddings": None}), tmp_path)
+
+
+def test_stages_that_can_not_run_are_refused(tmp_path: Path) -> None:
+    training = Training(override(preset("shapes-tiny"), {"upsampler": None}), tmp_path)
+    with pytest.raises(UsageError, match="no stage 'upsampler': choose among clip, prior, decoder$"):
+        training.train(["upsampler"])
+    with pytest.raises(UsageError, match="the prior needs CLIP first: run `dalle2 train clip`"):
+        training.train(["prior"])
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_only_lengths_may_change_in_the_middle() -> None:
+    settings = preset("shapes-tiny").prior.model_dump(mode="json")
+    identity = {"settings": settings, "seed": 0}
+    longer = preset("shapes-tiny").scaled(3).prior.model_dump(mode="json")
+    assert without_length(identity) == without_length({"settings": longer, "seed": 0})
+    other = {"settings": settings | {"run": settings["run"] | {"lr": 0.5, "batch": 1}}, "seed": 1}
+    names = differing(without_length(identity), without_length(other))
+    assert names == ["seed", "settings.run.batch", "settings.run.lr"]
+    assert differing({"a": 1}, {"b": {"c": 2}}) == ["a", "b"]
+
+
+def test_what_to_expect_is_said_before() -> None:
+    tiny = preset("shapes-tiny")
+    text = expectation(tiny, Path("out"))
+    assert "a CLIP of its own is trained first" in text
+    assert all(f"{stage}: {getattr(tiny, stage).run.images:,} images" in text for stage in STAGES)
+    folder = preset("my-pictures")
+    assert "expect pictures that resemble yours" in expectation(folder, Path("out"))
+    known = expectation(override(folder, {"clip.encoder": DEFAULT_CLIP}), Path("out"))
+    assert f"understood by {DEFAULT_CLIP}" in known
+    assert "clip: " not in known

@@ -1,0 +1,136 @@
+"""Tiny models, tiny data and a trainer of both, importable by the child processes that tests kill."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from dalle_2.data.dataset import Batches
+from dalle_2.models.clip import CLIP, CLIPConfig
+from dalle_2.models.decoder import Decoder, DecoderConfig
+from dalle_2.models.prior import Prior, PriorConfig
+from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
+from dalle_2.training.progress import Report, Silent
+from dalle_2.training.trainer import DALLe2Trainer, TrainerSettings
+
+M = TypeVar("M", bound=nn.Module)
+
+DIM, T, ROWS, BATCH = 8, 50, 30, 8
+UNET = {
+    "channels": 8, "multiples": (1, 2), "blocks": 1, "attention": (1,), "head_channels": 8, "z_dim": DIM, "t_dim": 16
+}  # fmt: skip
+TOWER = {"width": 16, "depth": 1, "heads": 2}
+
+
+def prior(**changes: Any) -> Prior:
+    values = {"T": T, "dim": DIM, "width": 16, "depth": 1, "heads": 2, **changes}
+    return _seeded(lambda: Prior.from_config(PriorConfig.model_validate(values)))
+
+
+def decoder(unet: dict[str, Any] | None = None, **changes: Any) -> Decoder:
+    values = {"T": T, "image_size": 8, "unet": {**UNET, "patch": 2, **(unet or {})}, **changes}
+    return _seeded(lambda: Decoder.from_config(DecoderConfig.model_validate(values)))
+
+
+def upsampler(unet: dict[str, Any] | None = None, **changes: Any) -> Upsampler:
+    network = {**UNET, "attention": (), "middle_attention": False, "low_res_channels": 3, **(unet or {})}
+    values = {"T": T, "image_size": 16, "low_res_size": 8, "unet": network, **changes}
+    return _seeded(lambda: Upsampler.from_config(UpsamplerConfig.model_validate(values)))
+
+
+def clip(**changes: Any) -> CLIP:
+    values = {
+        "vision": {**TOWER, "image_size": 8, "patch": 4},
+        "text": {**TOWER, "vocab_size": 20, "context_length": 6},
+        "embed_dim": DIM, "centred": True, "phrases": 16, "thumbnail": 4, **changes,
+    }  # fmt: skip
+    return _seeded(lambda: CLIP.from_config(CLIPConfig.model_validate(values)))
+
+
+MODELS = {
+    "prior": prior,
+    "decoder": lambda: decoder({"dropout": 0.3}, z_noise=0.1),
+    "upsampler": upsampler,
+    "clip": clip,
+}
+
+
+def awake(model: M) -> M:
+    """New networks answer zero to everything; with noise in their silent layers each input counts."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+class Pairs(Dataset[dict[str, Tensor]]):
+    """Clean pairs for any stage: embeddings, pictures, tokens."""
+
+    def __init__(self, size: int = 8, rows: int = ROWS) -> None:
+        generator = torch.Generator().manual_seed(5)
+        z = torch.randn(2, rows, DIM, generator=generator)
+        tokens = torch.randint(3, 20, (rows, 6), generator=generator)
+        tokens[:, 0], tokens[:, -1] = 1, 2
+        image = torch.rand(rows, 3, size, size, generator=generator) * 2 - 1
+        self.columns = {"z_img": z[0], "z_txt": z[1], "image": image, "tokens": tokens}
+
+    def __len__(self) -> int:
+        return len(self.columns["z_img"])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        return {name: column[list(indices)] for name, column in self.columns.items()}
+
+
+def trainer(
+    folder: str | Path,
+    kind: str = "prior",
+    *,
+    model: nn.Module | None = None,
+    dataloader: Any = None,
+    lr: float = 1e-2,
+    log_interval: int = 10**6,
+    **settings: Any,
+) -> DALLe2Trainer:
+    """A trainer of the tiny model of that kind; in float32, with an average, and saving only at the end."""
+    model = MODELS[kind]() if model is None else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    loader = Batches(Pairs(16 if kind == "upsampler" else 8), BATCH, seed=1) if dataloader is None else dataloader
+    chosen = TrainerSettings(**{"dtype": "fp32", "ema_halflife": 20.0, "save_every": 1e6, **settings})
+    return DALLe2Trainer(model, kind, optimizer, None, None, loader, False, folder, log_interval, settings=chosen)
+
+
+class Announcing(Silent):
+    """Leaves a file `started` once the first step is done."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def step(self, report: Report) -> None:
+        (self.folder / "started").touch()
+
+
+def train_on(folder: str, images: int, save_every: float) -> None:
+    """What a child process runs: goes on where the folder's state ends."""
+    torch.set_num_threads(1)
+    Path(folder).mkdir(exist_ok=True)
+    run = trainer(folder, save_every=save_every)
+    run.reporter = Announcing(Path(folder))
+    run.resume()
+    try:
+        run.fit(images)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _seeded(build: Callable[[], M]) -> M:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build()
