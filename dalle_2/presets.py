@@ -1,5 +1,6 @@
 """The table of named recipes, and the ways to change one."""
 
+import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -53,13 +54,13 @@ _TINY = Recipe(
                 z_map_channels=8,
             ),
         ),
-        run=RunSettings(images=90_000, batch=32, lr=1e-3, ema_halflife=4000, preview_every=10_000),
+        run=RunSettings(images=70_000, batch=32, lr=1e-3, ema_halflife=4000, preview_every=10_000),
     ),
     upsampler=UpsamplerStage(
         config=UpsamplerConfig(
             image_size=256,
             low_res_size=64,
-            crop=128,
+            crop=96,
             steps=6,
             corruption=0.05,
             unet=DecoderUNetConfig(
@@ -67,7 +68,7 @@ _TINY = Recipe(
                 patch=4, t_dim=128, low_res_channels=3,
             ),
         ),
-        run=RunSettings(images=10_000, batch=16, lr=1e-3, ema_halflife=1000),
+        run=RunSettings(images=9_000, batch=8, lr=1e-3, ema_halflife=1000),
     ),
 )  # fmt: skip
 
@@ -109,22 +110,21 @@ def resolve(
     A TOML file may name the preset it starts from (`preset = "shapes-tiny"`); its other keys override that.
     Raises UsageError for names that don't exist and a scale that isn't positive, ConfigError for unknown keys.
     """
-    if scale <= 0:
+    if not 0 < scale < math.inf:
         raise UsageError(f"scale must be above 0, got {scale}: 2 trains twice as long, 0.5 half as long")
-    recipe = _named(names[0] if names else ("my-pictures" if data else "shapes-tiny"))
-    if data is not None:
-        recipe = on_folder(recipe, data)
+    recipe = _named(names[0] if names else ("my-pictures" if data else "shapes-tiny"), data)
     return override(recipe.scaled(scale), dict(_pair(change) for change in changes))
 
 
-def _named(name: str) -> Recipe:
-    if not name.endswith(".toml"):
-        return preset(name)
-    values = read_toml(name)
+def _named(name: str, data: Path | None) -> Recipe:
+    """A preset or a TOML file; a folder comes in below the file's own keys, which win."""
+    values = read_toml(name) if name.endswith(".toml") else {"preset": name}
     base = values.pop("preset", None)
     if base is None:
-        return parse(Recipe, values, where=name)
-    return override(preset(base), dict(flattened(values)))
+        recipe = parse(Recipe, values, where=name)
+        return recipe if data is None else override(recipe, {"data.source": folder_source(data)})
+    recipe = preset(base) if data is None else on_folder(preset(base), data)
+    return override(recipe, dict(flattened(values)))
 
 
 def flattened(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
@@ -141,11 +141,16 @@ def on_folder(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "name": folder.resolve().name,
-            "data": DataSettings(source=str(folder)),
+            "data": DataSettings(source=folder_source(folder)),
             "embeddings": None,
             "clip": recipe.clip.model_copy(update={"encoder": encoder}),
         }
     )
+
+
+def folder_source(folder: Path) -> str:
+    """A folder as a data source: never mistaken for a data set's name, and the same from wherever it is named."""
+    return f"folder:{folder if '://' in str(folder) else folder.resolve()}"
 
 
 def _pair(change: str) -> tuple[str, str]:

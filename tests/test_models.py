@@ -273,6 +273,7 @@ def test_a_perfect_network_denoises_perfectly(target: str, build: Any) -> None:
 
 
 @pytest.mark.parametrize("build", [prior, decoder, upsampler])
+@torch.no_grad()
 def test_a_dropped_row_sees_the_null_condition(build: Any) -> None:
     model = awake(build()).eval()
     batch = clean(4, 16 if model.kind == "upsampler" else 8)

@@ -42,5 +42,5 @@ def test_toml_blocks_are_recipes(workdir: Path) -> None:
 
 
 def test_the_shipped_pipeline_is_small() -> None:
-    files = [path for path in (shipped_pipelines() / "shapes-tiny").iterdir() if path.is_file()]
+    files = [path for path in (shipped_pipelines() / "shapes-tiny").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 40e6

@@ -11,7 +11,7 @@ from dalle_2.presets import PRESETS, flattened, preset, resolve
 from dalle_2.training.expectation import expectation
 from dalle_2.training.recipe import STAGES, Recipe
 from dalle_2.training.stage import trainer_settings
-from dalle_2.training.train import Training, differing, without_length
+from dalle_2.training.train import LENGTH, SHOWN, Training, differing, without
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -33,7 +33,7 @@ def test_what_a_command_line_means(tmp_path: Path) -> None:
     assert resolve([]) == preset("shapes-tiny")
     assert resolve(["shapes-micro"]) == preset("shapes-micro")
     folder = resolve([], data=tmp_path)
-    assert (folder.name, folder.data.source, folder.embeddings) == (tmp_path.name, str(tmp_path), None)
+    assert (folder.name, folder.data.source, folder.embeddings) == (tmp_path.name, f"folder:{tmp_path}", None)
     assert folder.decoder == preset("my-pictures").decoder
     assert resolve(["shapes-micro"], data=tmp_path).decoder == preset("shapes-micro").decoder
 
@@ -132,9 +132,10 @@ def test_only_lengths_may_change_in_the_middle() -> None:
     settings = preset("shapes-tiny").prior.model_dump(mode="json")
     identity = {"settings": settings, "seed": 0}
     longer = preset("shapes-tiny").scaled(3).prior.model_dump(mode="json")
-    assert without_length(identity) == without_length({"settings": longer, "seed": 0})
+    free = SHOWN + LENGTH
+    assert without(identity, free) == without({"settings": longer, "seed": 0}, free)
     other = {"settings": settings | {"run": settings["run"] | {"lr": 0.5, "batch": 1}}, "seed": 1}
-    names = differing(without_length(identity), without_length(other))
+    names = differing(without(identity, free), without(other, free))
     assert names == ["seed", "settings.run.batch", "settings.run.lr"]
     assert differing({"a": 1}, {"b": {"c": 2}}) == ["a", "b"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from training_rig import BATCH, MODELS, ROWS, Pairs, clip, decoder, prior, train_on, trainer
 
 from dalle_2 import DALLe2Trainer, DDIMSampler, NoiseScheduler
@@ -125,6 +125,32 @@ def test_a_list_of_batches_is_a_dataloader(tmp_path: Path) -> None:
     assert run._passes_done() == 2
     run.train(3)
     assert (run.images, run.steps) == (45, 9)
+
+
+class Stream(IterableDataset[Any]):
+    """Three batches of five rows, without a length."""
+
+    def __iter__(self) -> Any:
+        return (Pairs().batch(range(start, start + 5)) for start in (0, 5, 10))
+
+
+def test_a_dataloader_without_a_length_begins_anew(tmp_path: Path) -> None:
+    run = trainer(tmp_path, dataloader=DataLoader(Stream(), batch_size=None))
+    run.train(2)
+    assert run.images == 30
+    again = trainer(tmp_path, dataloader=DataLoader(Stream(), batch_size=None))
+    again.resume()
+    again.fit(50)
+    assert again.images == 50
+    with pytest.raises(UsageError, match=r"without a length can't be counted on: call fit\(images\) instead"):
+        again.train(9)
+
+
+def test_steps_of_the_callers_own_are_no_part_of_a_pass(tmp_path: Path) -> None:
+    run = trainer(tmp_path, dataloader=DataLoader(Pairs(), batch_size=BATCH))
+    run.train_step(user_batch("prior"))
+    run.train(1)
+    assert run.images == 6 + ROWS
 
 
 def test_epochs_of_endless_batches_are_counted_in_images(tmp_path: Path) -> None:

@@ -112,7 +112,11 @@ def _block(title: str, section: Section) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
-    return {None: "not installed", True: "yes", False: "no"}.get(value, str(value))
+    if value is None:
+        return "not installed"
+    if isinstance(value, bool):  # 1 equals True, and is a number here
+        return "yes" if value else "no"
+    return str(value)
 
 
 # What is there

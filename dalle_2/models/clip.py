@@ -1,8 +1,8 @@
 """CLIP (Radford et al. 2021): an image tower and a text tower that meet in one embedding space.
 
-Additions serve small training sets, all off by default: a convolutional stem (Xiao et al. 2021), a pool over the grid of
-patches, centred embeddings, and side tasks that ask each embedding which phrases the caption holds and what the picture
-looks like from afar.
+Additions serve small training sets, all off by default: a convolutional stem (Xiao et al. 2021), a pool over the grid
+of patches, centred embeddings, and side tasks that ask each embedding which phrases the caption holds and what the
+picture looks like from afar.
 """
 
 import math
@@ -227,6 +227,7 @@ class CLIP(nn.Module):
         lean = CLIP(self.config.model_copy(update={"phrases": 0, "thumbnail": 0}))
         kept = {name: value for name, value in self.state_dict().items() if not name.startswith("side.")}
         lean.load_state_dict(kept, assign=True)
+        lean.provenance = getattr(self, "provenance", None)  # type: ignore[assignment]
         return lean.eval()
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from dalle_2.images import from_pil
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_loading import Loaded, TextToTokens, load_clip
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.modes import evaluating
 from dalle_2.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -97,7 +98,8 @@ class CLIPEncoder:
     ) -> Float[Tensor, "n d"]:
         batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
         empty = torch.zeros(0, self.dim, device=self._parameter.device)
-        return self.space.finish(torch.cat([empty, *(encode(batch).float() for batch in batches)]))
+        with evaluating(self.model):
+            return self.space.finish(torch.cat([empty, *(encode(batch).float() for batch in batches)]))
 
 
 def _loaded(model: CLIP | str | Path, tokenizer: TextToTokens | None) -> Loaded:

@@ -16,12 +16,12 @@ from dalle_2.models.checkpoints import load_model
 from dalle_2.models.decoder import Decoder, require_eta
 from dalle_2.models.diffusion import Diffusion, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace, check_same
+from dalle_2.models.modes import evaluating
 from dalle_2.models.placement import choose_device, choose_dtype, lies_on
 from dalle_2.models.prior import Prior
 from dalle_2.models.stages import (
     StageDefaults,
     StageSettings,
-    evaluating,
     named,
     of_stage,
     seed_rows,

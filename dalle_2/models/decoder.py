@@ -105,7 +105,7 @@ class Decoder(Diffusion):
         require_eta(eta)
         sampler = sampler or DDIMSampler(self.noise_scheduler)
         shape = (len(z_img), 3, self.config.image_size, self.config.image_size)
-        steps = self.config.steps if steps is None else steps
+        steps = self.default_steps if steps is None else steps
         return sampler.sample(
             self, z_img, shape, steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
         )

@@ -49,6 +49,11 @@ class Diffusion(nn.Module):
         self.spacing: Spacing = config.spacing
 
     @property
+    def default_steps(self) -> int:
+        """The settings' number of steps, or all there are where the noise table is shorter."""
+        return min(self.settings.steps, self.noise_scheduler.T)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights lie."""
         return next(self.parameters()).device

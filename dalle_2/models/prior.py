@@ -104,7 +104,7 @@ class Prior(Diffusion):
     ) -> Float[Tensor, "b d"]:
         """Image embeddings drawn for text embeddings in `t` steps, in the space that CLIP gives them."""
         sampler = sampler or DDIMSampler(self.noise_scheduler)
-        steps = self.config.steps if t is None else t
+        steps = self.default_steps if t is None else t
         x_0 = sampler.sample(
             self, z_txt, tuple(z_txt.shape), steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
         )

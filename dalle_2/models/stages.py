@@ -1,13 +1,11 @@
 """The stages of a run: their names, their settings, their seeds."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
@@ -48,7 +46,7 @@ def settled(
     """
     require_eta(eta)
     own, T = model.settings, model.noise_scheduler.T
-    steps = of_stage(defaults.steps, name, own.steps) if steps is None else steps
+    steps = of_stage(defaults.steps, name, model.default_steps) if steps is None else steps
     guidance = of_stage(defaults.guidance, name, own.guidance) if guidance is None else guidance
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T:
         raise UsageError(f"steps must be a whole number from 1 to {T} for the {name}, got {steps}")
@@ -78,15 +76,3 @@ def seed_rows(seeds: Sequence[int] | int | None, count: int) -> list[int]:
     if len(rows) != count:
         raise UsageError(f"got {len(rows)} seeds for {count} pictures: give one a picture, or the first only")
     return rows
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout inside; afterwards the model is as it was, since it may be in the middle of its training."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

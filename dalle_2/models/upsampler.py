@@ -29,7 +29,7 @@ class UpsamplerConfig(DiffusionConfig):
     clip: float | None = 1.0
     image_size: int = Field(default=256, ge=8)
     low_res_size: int = Field(default=64, ge=4)
-    crop: int | None = None
+    crop: int | None = Field(default=None, ge=1)
     blur: float = Field(default=0.6, ge=0)
     corruption: float = Field(default=0.0, ge=0)
     unet: DecoderUNetConfig = PAPER_UNET
@@ -148,7 +148,7 @@ class Upsampler(Diffusion):
         large = self.config.image_size
         z = self.space.from_model(self.network.null_z.expand(len(low_res), -1)) if z_img is None else z_img
         bound = LowResDenoiser(self, low_res)
-        steps = self.config.steps if steps is None else steps
+        steps = self.default_steps if steps is None else steps
         return sampler.sample(
             bound, z, (len(low_res), 3, large, large), steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
         )

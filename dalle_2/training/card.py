@@ -48,4 +48,19 @@ def _row(stage: str, origin: Mapping[str, Any]) -> str:
 def _data(recipe: Recipe) -> str:
     encoder = recipe.clip.encoder or "a CLIP trained on the same captioned pictures"
     count = f", {recipe.embeddings:,} of them embedded" if recipe.embeddings else ""
-    return f"`{recipe.data.source}`{count}; pictures and captions are read by {encoder}."
+    sentences = [f"`{recipe.data.source}`{count}; pictures and captions are read by {encoder}.", *_aids(recipe)]
+    return " ".join(sentences)
+
+
+def _aids(recipe: Recipe) -> list[str]:
+    """What helped training beyond the paper's losses and conditions."""
+    clip, aids = recipe.clip.config, []
+    if recipe.data.clip_options.get("siblings", 1) > 1 and not recipe.clip.encoder:
+        aids.append("CLIP saw every scene beside hard negatives that differ in one attribute or swap two.")
+    if (clip.phrases or clip.thumbnail) and not recipe.clip.encoder:
+        aids.append("Its embeddings also had to tell the caption's phrases and a small copy of the picture.")
+    if clip.centred and not recipe.clip.encoder:
+        aids.append("Its embeddings are centred before they get unit length.")
+    if recipe.decoder.config.unet.z_map_channels:
+        aids.append("The decoder also reads its embedding as a coarse map stacked under the picture.")
+    return aids

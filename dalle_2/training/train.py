@@ -29,6 +29,8 @@ from dalle_2.weights.checkpoint import load_checkpoint
 
 PROCEDURAL = "shapes"
 PROCEDURAL_LENGTH = 100_000_000
+SHOWN = ("save_every", "preview_every", "log_interval")  # settings of a run that its result does not follow from
+LENGTH = ("images", "warmup")  # and those that may grow between two starts
 ANY_SIZE = 16  # what a folder holds doesn't depend on the size its pictures are read at
 
 
@@ -63,8 +65,7 @@ class Training:
         for stage in known:
             if stage in stages:
                 self._stage(stage)
-        wanted = [stage for stage in known if stage != "clip"]
-        return self._assemble() if all(self._file(stage).exists() for stage in wanted) else None
+        return self._assemble() if all(self._is_done(stage) for stage in known) else None
 
     # Stages
 
@@ -73,10 +74,13 @@ class Training:
             return
         if stage != "clip" and not self._clip_is_there():
             raise UsageError(f"the {stage} needs CLIP first: run `dalle2 train clip` with the same recipe and folder")
-        identity = self._identity(stage)
-        if self._is_done(stage, identity):
+        if self._is_done(stage):
             self.say(f"{stage}: done before, in {self._file(stage)}")
             return
+        if stage == "clip":
+            self._check_nothing_stands_on_clip()
+        identity = self._identity(stage)
+        self._check_begun(stage, identity)
         run = {"clip": self._clip, "prior": self._prior, "decoder": self._decoder, "upsampler": self._upsampler}
         run[stage]()
         atomic_write_text(self.run / stage / "done.json", json.dumps(identity, indent=2))
@@ -170,7 +174,6 @@ class Training:
             "seed": self.recipe.seed, "embeddings": self.recipe.embeddings if stage != "clip" else None,
             "clip": self._encoder_id() if stage != "clip" else None,
         }  # fmt: skip
-        self._check_begun(stage, identity)
         return identity
 
     def _check_begun(self, stage: str, identity: dict[str, Any]) -> None:
@@ -180,16 +183,31 @@ class Training:
             atomic_write_text(path, json.dumps(identity, indent=2))
             return
         begun = json.loads(path.read_text())
-        changed = differing(without_length(begun), without_length(identity))
+        changed = differing(without(begun, SHOWN + LENGTH), without(identity, SHOWN + LENGTH))
         if changed:
             raise UsageError(
                 f"{path.parent} was begun with another {', '.join(changed)}: "
                 "delete that folder to start the stage anew, or choose another --out"
             )
 
-    def _is_done(self, stage: str, identity: dict[str, Any]) -> bool:
+    def _is_done(self, stage: str) -> bool:
+        """Whether the stage has run to its end, with these settings and on this CLIP."""
         path = self.run / stage / "done.json"
-        return path.exists() and self._file(stage).exists() and json.loads(path.read_text()) == identity
+        if stage == "clip" and self.recipe.clip.encoder:
+            return True
+        if not (path.exists() and self._file(stage).exists() and self._clip_is_there()):
+            return False
+        done, wanted = json.loads(path.read_text()), self._identity(stage)
+        return without(done, SHOWN) == without(wanted, SHOWN)
+
+    def _check_nothing_stands_on_clip(self) -> None:
+        """A CLIP that is trained on would pull the ground from under the stages that were trained with it."""
+        later = [stage for stage in STAGES[1:] if (self.run / stage).exists()]
+        if later:
+            raise UsageError(
+                f"{self.run} holds stages that were trained with the CLIP you are about to change "
+                f"({', '.join(later)}): choose another --out, or delete those folders to train them anew"
+            )
 
     # The end
 
@@ -215,11 +233,10 @@ class Training:
         return origins
 
 
-def without_length(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity without the settings that say how long and how often, which may change between two starts."""
+def without(identity: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """An identity without some settings of its run."""
     settings = dict(identity["settings"])
-    free = ("images", "warmup", "save_every", "preview_every", "log_interval")
-    settings["run"] = {name: value for name, value in settings["run"].items() if name not in free}
+    settings["run"] = {name: value for name, value in settings["run"].items() if name not in names}
     return {**identity, "settings": settings}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dalle_2.errors import CheckpointError, Dalle2Error, DataError, UsageError
 from dalle_2.images import grid, to_pils
-from dalle_2.models.stages import evaluating
+from dalle_2.models.modes import evaluating
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.training.ema import EMA
@@ -124,6 +124,7 @@ class DALLe2Trainer:
         self.dtype = choose_dtype(self.settings.dtype, self.device, transformer=model_type in ("clip", "prior"))
         self.ema = EMA(model, self.settings.ema_halflife) if self.settings.ema_halflife else None
         self.images, self.steps, self.seconds, self.skipped = 0, 0, 0.0, 0
+        self._read = 0  # batches taken from the dataloader, which a caller's own train_step has no part in
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self._log = TrainingLog(self.save_dir)
@@ -190,6 +191,7 @@ class DALLe2Trainer:
         try:
             for batch in batches:
                 # Noise
+                self._read += 1
                 batch = self._placed(batch)
                 size = len(next(iter(batch.values())))
                 noised = self.model.noised(batch, self._generator())  # type: ignore[operator]
@@ -279,38 +281,37 @@ class DALLe2Trainer:
 
     def _endless(self) -> Iterator[Any]:
         """Batches from the clock's image on, pass after pass; a loader that gives nothing ends it."""
-        if self.dataloader is None:
-            raise UsageError("this trainer has no dataloader: give it one, or call train_step with batches of your own")
         if hasattr(self.dataloader, "at"):
             yield from self.dataloader.at(self.images)
             return
-        steps = -1
-        while steps != self.steps:
-            steps = self.steps
+        before = -1
+        while before != self._read:
+            before = self._read
             yield from self._rest_of_pass()
 
     def _rest_of_pass(self) -> Iterator[Any]:
-        """What the current pass still has to give, in an order that follows from the seed and the pass."""
+        """What the current pass still has to give, in an order that follows from the seed and where it began."""
         if self.dataloader is None:
             raise UsageError("this trainer has no dataloader: give it one, or call train_step with batches of your own")
-        done, read = divmod(self.steps, self._batches_a_pass()) if self.steps else (0, 0)
-        torch.manual_seed(((self.settings.seed << 40) + done) % 2**63)
-        return islice(iter(self.dataloader), read, None)
+        length = self._batches_a_pass()
+        taken = self._read % length if length else 0
+        torch.manual_seed(((self.settings.seed << 40) + self._read - taken) % 2**63)
+        return islice(iter(self.dataloader), taken, None)
 
     def _passes_done(self) -> int:
-        if not self.images:
-            return 0
         if hasattr(self.dataloader, "at"):
             return self.images // int(self.dataloader.length)
-        return self.steps // self._batches_a_pass()
+        length = self._batches_a_pass()
+        if self._read and not length:
+            raise UsageError("epochs of a dataloader without a length can't be counted on: call fit(images) instead")
+        return self._read // length if length else 0
 
-    def _batches_a_pass(self) -> int:
+    def _batches_a_pass(self) -> int | None:
+        """How often the dataloader yields; None where it can't say, and then every pass begins at its start."""
         try:
-            return max(1, len(self.dataloader))
+            return len(self.dataloader)
         except TypeError:
-            raise UsageError(
-                "a dataloader without a length can't be continued in its middle: give it __len__, its number of batches"
-            ) from None
+            return None
 
     # Sample grids
 
@@ -363,6 +364,7 @@ class DALLe2Trainer:
         if state["scaler"]:  # empty where the run was not in fp16 so far
             self._scaler.load_state_dict(state["scaler"])
         self.images, self.steps, self.seconds = state["images"], state["steps"], state["seconds"]
+        self._read = self.steps
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
