@@ -72,6 +72,7 @@ def test_the_thumbnail_is_the_picture_from_afar() -> None:
     assert float(losses["thumbnail"].detach()) == pytest.approx(float((guess - wanted).square().mean()), rel=1e-5)
 
 
+@torch.no_grad()
 def test_each_embedding_is_asked_for_the_phrases() -> None:
     torch.manual_seed(0)
     side = SideTasks(DIM, phrases=CLASSES, thumbnail=0)

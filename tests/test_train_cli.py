@@ -132,7 +132,7 @@ def test_other_settings_are_refused_naming_them(trained: Path) -> None:
 def test_another_clip_is_refused(trained: Path) -> None:
     said = train(trained, "shapes-micro", "--set", "clip.run.images=80")
     assert said.status == 2
-    assert "run/prior was begun with another clip: delete that folder to start the stage anew" in said.err
+    assert "trained with the CLIP you are about to change (prior, decoder, upsampler): choose another" in said.err
 
 
 def test_a_stage_before_its_clip_is_refused(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_folders_that_can_not_be_used_are_refused(tmp_path: Path) -> None:
     said = train(tmp_path / "out", "--data", str(empty))
     assert (said.status, "holds no pictures" in said.err) == (1, True)
     said = train(tmp_path / "out", "--data", str(tmp_path / "nowhere"))
-    assert (said.status, "is neither a data set nor a folder" in said.err) == (1, True)
+    assert (said.status, "nowhere doesn't exist: name a folder of pictures with captions" in said.err) == (1, True)
     (empty / "a.png").write_bytes(b"no picture")
     (empty / "a.txt").write_text("a caption")
     said = train(tmp_path / "out", "--data", str(empty))

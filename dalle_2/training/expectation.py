@@ -7,7 +7,7 @@ from dalle_2.training.recipe import STAGES, Recipe
 
 def expectation(recipe: Recipe, folder: Path) -> str:
     """A few lines: the data, the encoder, the stages with their lengths, and an honest word on the result."""
-    lines = [f"training {recipe.name} on {recipe.data.source}, into {folder}"]
+    lines = [f"training {recipe.name} on {recipe.data.source.removeprefix('folder:')}, into {folder}"]
     lines.append(_encoder_words(recipe))
     for stage in STAGES:
         settings = getattr(recipe, stage)

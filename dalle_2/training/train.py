@@ -77,10 +77,10 @@ class Training:
         if self._is_done(stage):
             self.say(f"{stage}: done before, in {self._file(stage)}")
             return
-        if stage == "clip":
-            self._check_nothing_stands_on_clip()
         identity = self._identity(stage)
         self._check_begun(stage, identity)
+        if stage == "clip":
+            self._check_nothing_stands_on_clip()
         run = {"clip": self._clip, "prior": self._prior, "decoder": self._decoder, "upsampler": self._upsampler}
         run[stage]()
         atomic_write_text(self.run / stage / "done.json", json.dumps(identity, indent=2))
