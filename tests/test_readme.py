@@ -25,7 +25,8 @@ def test_python_blocks_run(block: str, workdir: Path) -> None:
 def test_commands_exist() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if "dalle2 " in line]
     named = {shlex.split(line, comments=True)[1] for line in lines}
-    assert named and named <= COMMANDS.keys()
+    assert named
+    assert named <= COMMANDS.keys()
 
 
 def test_pictures_and_links_are_there() -> None:
