@@ -31,30 +31,32 @@ _TINY = Recipe(
     embeddings=60_000,
     clip=ClipStage(
         config=CLIPConfig(
-            vision=VisionConfig(image_size=64, patch=8, stem="conv", pool="grid", width=128, depth=2, heads=4),
+            vision=VisionConfig(
+                image_size=64, patch=8, stem="conv", stem_blocks=2, pool="grid", width=128, depth=1, heads=4
+            ),
             text=TextConfig(width=128, depth=3, heads=4, context_length=48),
             embed_dim=256,
             centred=True,
             phrases=8192,
-            thumbnail=32,
+            thumbnail=64,
         ),
-        run=RunSettings(images=180_000, batch=32, lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=2000),
+        run=RunSettings(images=160_000, batch=32, lr=2.5e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=4000),
     ),
     prior=PriorStage(
-        config=PriorConfig(target="x_0", dim=256, width=256, depth=6, heads=4, steps=25),
-        run=RunSettings(images=300_000, batch=128, lr=1e-3, ema_halflife=10_000),
+        config=PriorConfig(target="x_0", dim=256, width=384, depth=3, heads=6, steps=25),
+        run=RunSettings(images=230_000, batch=128, lr=2e-3, ema_halflife=10_000),
     ),
     decoder=DecoderStage(
         config=DecoderConfig(
             image_size=64,
             steps=20,
-            z_noise=0.1,
+            z_noise=0.15,
             unet=DecoderUNetConfig(
                 channels=64, multiples=(1, 2, 3), blocks=1, attention=(1, 2), head_channels=32, patch=4, t_dim=256,
-                z_map_channels=8,
+                z_map_channels=32, z_map_side=8,
             ),
         ),
-        run=RunSettings(images=70_000, batch=32, lr=1e-3, ema_halflife=4000, preview_every=10_000),
+        run=RunSettings(images=80_000, batch=32, lr=1.5e-3, ema_halflife=4000, preview_every=10_000),
     ),
     upsampler=UpsamplerStage(
         config=UpsamplerConfig(
@@ -68,7 +70,7 @@ _TINY = Recipe(
                 patch=4, t_dim=128, low_res_channels=3,
             ),
         ),
-        run=RunSettings(images=9_000, batch=8, lr=1e-3, ema_halflife=1000),
+        run=RunSettings(images=6_000, batch=8, lr=1.5e-3, ema_halflife=1000),
     ),
 )  # fmt: skip
 

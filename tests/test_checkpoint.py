@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dalle_2.errors import CheckpointError, UsageError
+from dalle_2.models.clip import CLIP
 from dalle_2.weights import checkpoint as module
 from dalle_2.weights.checkpoint import (
+    MIGRATIONS,
     Checkpoint,
     load_checkpoint,
     load_tensors,
@@ -35,7 +37,7 @@ def saved(path: Path, **changes) -> Path:
 def test_a_checkpoint_comes_back_whole(tmp_path: Path, suffix: str):
     checkpoint = load_checkpoint(saved(tmp_path / f"deep/down/x{suffix}"), "prior")
     assert (checkpoint.kind, checkpoint.config, checkpoint.provenance) == ("prior", CONFIG, {"images": 7})
-    assert checkpoint.format_version == 1
+    assert checkpoint.format_version == 2
     assert all(torch.equal(checkpoint.tensors[name], TENSORS[name]) for name in TENSORS)
 
 
@@ -74,22 +76,35 @@ def test_another_kind_and_a_newer_format(tmp_path: Path, suffix: str, monkeypatc
     with pytest.raises(CheckpointError, match="holds a prior, but a decoder was expected"):
         load_checkpoint(path, "decoder")
     monkeypatch.setattr(module, "FORMAT_VERSION", 0)
-    with pytest.raises(CheckpointError, match="format version 1, and this release reads up to 0: upgrade"):
+    with pytest.raises(CheckpointError, match="format version 2, and this release reads up to 0: upgrade"):
         load_checkpoint(path)
 
 
 def test_an_older_format_is_migrated_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = saved(tmp_path / "x.safetensors")
-    monkeypatch.setattr(module, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(module, "FORMAT_VERSION", 4)
     with pytest.raises(CheckpointError, match="can't migrate"):
         load_checkpoint(path)
 
     def renamed(checkpoint: Checkpoint) -> Checkpoint:
         return Checkpoint(checkpoint.kind + "+", checkpoint.config, checkpoint.tensors, checkpoint.provenance)
 
-    monkeypatch.setattr(module, "MIGRATIONS", {1: renamed, 2: renamed})
+    monkeypatch.setattr(module, "MIGRATIONS", {2: renamed, 3: renamed})
     checkpoint = load_checkpoint(path, "prior++")
-    assert checkpoint.format_version == 3
+    assert checkpoint.format_version == 4
+
+
+def test_a_clip_of_format_1_keeps_the_pool_it_was_trained_with():
+    config = {"vision": {"width": 16, "depth": 0, "heads": 2, "image_size": 16, "pool": "grid_mean"}}
+    model = CLIP.from_config(config)
+    was = {"vision": {**config["vision"], "pool": "grid"}}  # what it was called then
+    migrated = MIGRATIONS[1](Checkpoint("clip", was, model.state_dict(), {}, 1))
+    again = CLIP.from_config(migrated.config)
+    load_tensors(again, migrated.tensors, "memory")
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(again.encode_image(x), model.encode_image(x))
+    others = Checkpoint("clip", config, {}, {}, 1)
+    assert MIGRATIONS[1](others) is others
 
 
 def test_files_of_others_are_not_checkpoints(tmp_path: Path):

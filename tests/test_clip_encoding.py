@@ -83,7 +83,7 @@ def test_half_precision_still_gives_float32():
 
 
 def stored(folder: Path) -> CLIP:
-    model = clip(phrases=32, thumbnail=4)
+    model = clip(phrases=32, thumbnail=8)
     save_model(model, folder / "clip.safetensors")
     tokenizer().save(folder / "tokenizer.json")
     return model

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from training_rig import DIM, Pairs, clip
 
+from dalle_2.errors import UsageError
 from dalle_2.models.layers.side_tasks import HASH_FACTORS, PHRASE_LENGTH, SideTasks, phrases_of
 
 CAPTIONS = [[5, 9, 7], [9, 5, 7], [4], [], [5, 9, 5, 9, 5, 9], [300, 299, 41, 17, 6]]
@@ -59,10 +60,11 @@ def test_the_order_of_words_counts() -> None:
 
 def test_the_thumbnail_is_the_picture_from_afar() -> None:
     torch.manual_seed(0)
-    side = SideTasks(DIM, phrases=0, thumbnail=2)
-    image = torch.rand(3, 3, 8, 8) * 2 - 1
-    corners = torch.stack([image[..., :4, :4], image[..., :4, 4:], image[..., 4:, :4], image[..., 4:, 4:]], 2)
-    wanted = corners.mean(dim=(-2, -1)).flatten(1)
+    side = SideTasks(DIM, phrases=0, thumbnail=8)
+    wanted = torch.rand(3, 3, 8, 8) * 2 - 1
+    image = wanted.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    image[..., ::2] += 0.25  # what the mean of a square does not see
+    image[..., 1::2] -= 0.25
     tokens, words = rows([[5], [6], [7]])
     z = torch.randn(3, DIM)
     losses = side.losses(z, z, image, tokens, words)
@@ -70,6 +72,11 @@ def test_the_thumbnail_is_the_picture_from_afar() -> None:
     assert side.picture is not None
     guess = side.picture(side.scale * z).detach()
     assert float(losses["thumbnail"].detach()) == pytest.approx(float((guess - wanted).square().mean()), rel=1e-5)
+
+
+def test_a_thumbnail_needs_a_side_that_eight_divides() -> None:
+    with pytest.raises(UsageError, match="got 12"):
+        SideTasks(DIM, phrases=0, thumbnail=12)
 
 
 @torch.no_grad()

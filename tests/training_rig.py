@@ -45,7 +45,7 @@ def clip(**changes: Any) -> CLIP:
     values = {
         "vision": {**TOWER, "image_size": 8, "patch": 4},
         "text": {**TOWER, "vocab_size": 20, "context_length": 6},
-        "embed_dim": DIM, "centred": True, "phrases": 16, "thumbnail": 4, **changes,
+        "embed_dim": DIM, "centred": True, "phrases": 16, "thumbnail": 8, **changes,
     }  # fmt: skip
     return _seeded(lambda: CLIP.from_config(CLIPConfig.model_validate(values)))
 

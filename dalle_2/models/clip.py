@@ -55,7 +55,8 @@ class VisionConfig(TowerConfig):
     image_size: int = Field(64, ge=1)
     patch: int = Field(8, ge=1)
     stem: Literal["patch", "conv"] = "patch"
-    pool: Literal["class", "grid"] = "class"
+    stem_blocks: int = Field(0, ge=0)
+    pool: Literal["class", "grid", "grid_mean"] = "class"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -98,7 +99,7 @@ class CLIPConfig(Settings):
     normalised: bool = True
     centred: bool = False
     phrases: int = Field(0, ge=0)
-    thumbnail: int = Field(0, ge=0)
+    thumbnail: int = Field(0, ge=0, multiple_of=8)
     side_weight: float = Field(1.0, ge=0)
 
 
@@ -111,14 +112,17 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig, embed_dim: int) -> None:
         super().__init__()
         width, scale = config.width, config.width**-0.5
-        self.stem = (conv_stem if config.stem == "conv" else patch_stem)(config.patch, width)
+        convolves = config.stem == "conv"
+        stem = conv_stem(config.patch, width, config.stem_blocks) if convolves else patch_stem(config.patch, width)
+        self.stem = stem.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         patches, classes = (config.image_size // config.patch) ** 2, int(config.pool == "class")
         self.class_token = nn.Parameter(scale * torch.randn(width)) if classes else None
         self.positions = nn.Parameter(scale * torch.randn(patches + classes, width))
         self.norm_in = nn.LayerNorm(width, eps=config.eps)
         self.transformer = _transformer(config, causal=False)
         self.norm_out = nn.LayerNorm(width, eps=config.eps)
-        self.projection = _projection(width, embed_dim) if classes else GridPool(width, patches, embed_dim)
+        grid = GridPool(width, patches, embed_dim, most=config.pool == "grid")
+        self.projection = _projection(width, embed_dim) if classes else grid
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 

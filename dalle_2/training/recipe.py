@@ -1,6 +1,6 @@
 """What a whole training is: its data, its four stages, and how long each of them runs."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,7 @@ class RunSettings(Settings):
 
     images: int = Field(ge=1)
     batch: int = Field(default=64, ge=1)
+    optimizer: Literal["muon", "adamw"] = "muon"
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     weight_decay: float = Field(default=0.01, ge=0)

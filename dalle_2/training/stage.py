@@ -6,21 +6,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dalle_2.models.checkpoints import save_model
 from dalle_2.training.lr_schedule import LRSchedule
+from dalle_2.training.muon import Muon
 from dalle_2.training.progress import Reporter
 from dalle_2.training.recipe import RunSettings
 from dalle_2.training.trainer import DALLe2Trainer, TrainerSettings
 
+HIDDEN = (32, 2048)  # rows and columns that Muon is used for
+
 
 def optimiser(model: nn.Module, run: RunSettings) -> torch.optim.Optimizer:
-    """AdamW; weight decay holds for matrices and kernels only."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": run.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=run.lr, betas=run.betas, fused=True)
+    """Muon for the weights of hidden layers and AdamW for the rest, or AdamW alone; biases and gains don't decay."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    hidden = hidden_weights(model) if run.optimizer == "muon" else []
+    chosen = {id(p) for p in hidden}
+    groups: list[dict[str, Any]] = [
+        {"params": hidden, "orthogonal": True},
+        {"params": [p for p in weights if id(p) not in chosen]},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return Muon(
+        [group for group in groups if group["params"]], lr=run.lr, betas=run.betas, weight_decay=run.weight_decay
+    )
+
+
+def hidden_weights(model: nn.Module) -> list[Tensor]:
+    """Matrices and kernels between features; those to or from few numbers (pixels) or very many (classes) are not."""
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+    return [layer.weight for layer in layers if _is_hidden(*layer.weight.flatten(1).shape)]
+
+
+def _is_hidden(rows: int, columns: int) -> bool:
+    least, most = HIDDEN
+    return least <= rows <= most and least <= columns
 
 
 def trainer_settings(run: RunSettings, seed: int) -> TrainerSettings:

@@ -21,7 +21,7 @@ from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.paths import atomic_path
 
 FORMAT = "dalle_2"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SAFETENSORS = (".safetensors",)
 PICKLED = (".pth", ".pt", ".bin")
 HEADER = {"format_version": int, "kind": str, "config": dict, "provenance": dict}
@@ -38,8 +38,16 @@ class Checkpoint:
     format_version: int = FORMAT_VERSION
 
 
+def _grid_of_means(checkpoint: Checkpoint) -> Checkpoint:
+    """In version 1 the pool "grid" added the mean of all patches; that is "grid_mean" now."""
+    if "vision.projection.mean.weight" not in checkpoint.tensors:
+        return checkpoint
+    vision = {**checkpoint.config["vision"], "pool": "grid_mean"}
+    return replace(checkpoint, config={**checkpoint.config, "vision": vision})
+
+
 # From version n to n + 1. A change of the format adds one entry and raises FORMAT_VERSION.
-MIGRATIONS: dict[int, Callable[[Checkpoint], Checkpoint]] = {}
+MIGRATIONS: dict[int, Callable[[Checkpoint], Checkpoint]] = {1: _grid_of_means}
 
 
 def save_checkpoint(

@@ -3,9 +3,12 @@
 import math
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dalle_2.errors import UsageError
 
 PHRASE_LENGTH = 3  # "red circle", "circle above a": long enough to tie an attribute to its object
 HASH_FACTORS = (1_000_003, 40_503, 2_654_435_761)
@@ -26,9 +29,7 @@ class SideTasks(nn.Module):
         self.phrases = nn.Linear(embed_dim, phrases) if phrases else None
         if self.phrases is not None:
             nn.init.constant_(self.phrases.bias, -4.0)  # most phrases are absent
-        hidden = nn.Linear(embed_dim, 2 * embed_dim)
-        pixels = nn.Linear(2 * embed_dim, 3 * thumbnail**2) if thumbnail else None
-        self.picture = nn.Sequential(hidden, nn.GELU(), pixels) if pixels is not None else None
+        self.picture = Picture(embed_dim, thumbnail) if thumbnail else None
 
     def losses(
         self,
@@ -50,8 +51,37 @@ class SideTasks(nn.Module):
             parts["phrases_text"] = _missed(self.phrases(z_txt), present)
         if self.picture is not None:
             small = F.adaptive_avg_pool2d(image.float(), self.thumbnail)
-            parts["thumbnail"] = F.mse_loss(self.picture(z_img).float(), small.flatten(1))
+            parts["thumbnail"] = F.mse_loss(self.picture(z_img).float(), small)
         return parts
+
+
+class Picture(nn.Module):
+    """A picture drawn in one go from an embedding: a coarse grid, refined twice by convolutions.
+
+    Convolutions draw a shape alike at every place, so they ask for shapes long before one matrix would.
+    side: of the picture, in pixels; a multiple of 8.
+    """
+
+    def __init__(self, embed_dim: int, side: int, *, channels: int = 64) -> None:
+        super().__init__()
+        if side % 8:
+            raise UsageError(f"a thumbnail has a side that 8 divides, got {side}")
+        self.grid, fold = side // 8, 4
+        self.coarse = nn.Linear(embed_dim, channels * self.grid**2)
+        self.draw = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.PixelShuffle(2),
+            nn.Conv2d(channels // 4, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, 3 * fold**2, 3, padding=1),
+            nn.PixelShuffle(fold),
+        )
+
+    def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 s s"]:
+        coarse = rearrange(self.coarse(z), "b (c h w) -> b c h w", h=self.grid, w=self.grid)
+        return self.draw(coarse.contiguous(memory_format=torch.channels_last))
 
 
 def phrases_of(tokens: Int[Tensor, "b l"], words: Int[Tensor, "b"], classes: int) -> Float[Tensor, "b {classes}"]:

@@ -3,7 +3,8 @@
 import math
 from itertools import pairwise
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 GROUPS = 8
 
@@ -13,10 +14,25 @@ def patch_stem(patch: int, width: int) -> nn.Module:
     return nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
 
 
-def conv_stem(patch: int, width: int) -> nn.Module:
+class Refine(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))): looks at the neighbours without leaving the grid."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1, bias=False),
+        )  # fmt: skip
+
+    def forward(self, x: Float[Tensor, "b w h v"]) -> Float[Tensor, "b w h v"]:
+        return x + self.layers(x)
+
+
+def conv_stem(patch: int, width: int, blocks: int = 0) -> nn.Module:
     """Stride-2 convolutions with group norm and SiLU, then a 1 × 1 convolution (Xiao et al. 2021, section 4).
 
     patch: a power of two, 2 or more. Channels double at each step and end at about `width`.
+    blocks: residual blocks on the last grid (ADM's, without time), which tell shapes apart sooner than attention does.
     """
     steps = int(math.log2(patch))
     channels = [3, *(_rounded(width / 2 ** (steps - 1 - step)) for step in range(steps))]
@@ -27,7 +43,8 @@ def conv_stem(patch: int, width: int) -> nn.Module:
             nn.GroupNorm(GROUPS, after),
             nn.SiLU(),
         ]
-    return nn.Sequential(*layers, nn.Conv2d(channels[-1], width, kernel_size=1))
+    layers.append(nn.Conv2d(channels[-1], width, kernel_size=1))
+    return nn.Sequential(*layers, *(Refine(width) for _ in range(blocks)))
 
 
 def _rounded(channels: float) -> int:

@@ -1,4 +1,4 @@
-"""The pre-LayerNorm transformer that CLIP's two towers, its caption decoder and the prior share."""
+"""The pre-LayerNorm transformer that CLIP's two towers and the prior share."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
