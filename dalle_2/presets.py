@@ -50,13 +50,13 @@ _TINY = Recipe(
         config=DecoderConfig(
             image_size=64,
             steps=20,
-            z_noise=0.15,
+            z_noise=0.3,
             unet=DecoderUNetConfig(
-                channels=64, multiples=(1, 2, 3), blocks=1, attention=(1, 2), head_channels=32, patch=4, t_dim=256,
-                z_map_channels=32, z_map_side=8,
+                channels=32, multiples=(1, 2, 4, 4), blocks=1, attention=(2, 3), head_channels=32, patch=2, t_dim=256,
+                z_map_channels=32, z_map_side=8, carry=True,
             ),
         ),
-        run=RunSettings(images=80_000, batch=32, lr=1.5e-3, ema_halflife=4000, preview_every=10_000),
+        run=RunSettings(images=64_000, batch=16, lr=1.5e-3, ema_halflife=4000, preview_every=10_000),
     ),
     upsampler=UpsamplerStage(
         config=UpsamplerConfig(

@@ -15,6 +15,7 @@ from dalle_2.errors import ConfigError, UsageError
 from dalle_2.models.decoder import DecoderConfig, condition
 from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.diffusion import Diffusion
+from dalle_2.models.layers.transformer import Transformer
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.timestep_embedding import sinusoid
 from dalle_2.models.upsampler import UpsamplerConfig, blur, enlarge, random_crop, shrink
@@ -61,9 +62,10 @@ def test_the_sinusoid_is_its_formula() -> None:
 
 
 def prior_states(model: PriorTransformer, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The four tokens behind the transformer, and the answer."""
+    """The four tokens before the last block, which works for the query alone, and the answer."""
     seen: list[Tensor] = []
-    handle = model.transformer.register_forward_hook(lambda module, given, states: seen.append(states))
+    norm = model.transformer.blocks[-1].norm_1
+    handle = norm.register_forward_pre_hook(lambda module, given: seen.append(given[0]))  # type: ignore[operator]
     with torch.no_grad():
         answer = model(*inputs)
     handle.remove()
@@ -73,7 +75,7 @@ def prior_states(model: PriorTransformer, *inputs: Tensor) -> tuple[Tensor, Tens
 def test_the_prior_sees_backwards_only() -> None:
     """Tokens are z_txt, t, z_t, query: a change reaches its own position and later ones, none before."""
     torch.manual_seed(0)
-    model = awake(PriorTransformer(DIM, 2, 2, width=16)).eval()
+    model = awake(PriorTransformer(DIM, 3, 2, width=16)).eval()
     inputs = [noise(3, DIM, seed=1), noise(3, DIM, seed=2), noise(3, 16, seed=3)]
     states, answer = prior_states(model, *inputs)
     assert answer.shape == (3, DIM)
@@ -95,6 +97,15 @@ def test_the_prior_answers_row_by_row() -> None:
     inputs = noise(5, DIM, seed=1), noise(5, DIM, seed=2), noise(5, 16, seed=3)
     rows = torch.cat([model(*(x[k : k + 1] for x in inputs)) for k in range(5)])
     assert torch.allclose(model(*inputs), rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_last_token_alone_is_the_last_of_all(depth: int, causal: bool) -> None:
+    torch.manual_seed(0)
+    model = awake(Transformer(16, depth, 4, causal=causal)).eval()
+    x = noise(3, 5, 16)
+    assert torch.allclose(model.last(x), model(x)[:, -1], atol=1e-5)
 
 
 def test_a_priors_heads_must_divide_its_width() -> None:
@@ -138,6 +149,17 @@ def test_each_way_of_the_embedding_leads_to_the_picture() -> None:
     assert influence(0, summed=True) > 1e-4
     assert influence(0, summed=False, z_map_channels=2) > 1e-4
     assert influence(0, summed=False) == 0
+
+
+def test_a_carried_picture_is_added_by_a_factor_of_time() -> None:
+    plain, carrying = unet(), unet(carry=True)
+    carry = {"carry.weight": torch.ones(1, 16), "carry.bias": torch.zeros(1)}
+    carrying.load_state_dict({**plain.state_dict(), **carry})
+    x, z, t_emb = noise(2, 3, 16, 16), noise(2, DIM, seed=1), noise(2, 16, seed=2)
+    factor = F.silu(t_emb).sum(dim=1)[:, None, None, None]
+    assert torch.allclose(carrying(x, z, t_emb), plain(x, z, t_emb) + factor * x, atol=1e-5)
+    with pytest.raises(ConfigError, match="out_channels must be 3, got 6"):
+        unet(carry=True, out_channels=6)
 
 
 def test_each_input_counts() -> None:

@@ -27,6 +27,9 @@ class DecoderUNetConfig(Settings):
     `z_map_channels` adds a third way for the image embedding, beside the paper's two: a coarse map of `z_map_side`
     squares a side, projected from it and stacked under the input. Convolutions know places only from their padding;
     where an embedding says what lies where, a small network learns layout from such a map several times sooner.
+
+    `carry` adds the noised picture, times a factor learned from the time embedding, to the output: where little noise
+    is left, a network that predicts clean pictures then has only to correct what it is given.
     """
 
     channels: int = Field(default=128, ge=1)
@@ -44,6 +47,7 @@ class DecoderUNetConfig(Settings):
     z_map_channels: int = Field(default=0, ge=0)
     z_map_side: int = Field(default=16, ge=1)
     scale_shift: bool = True
+    carry: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @field_validator("multiples")
@@ -66,6 +70,12 @@ class DecoderUNetConfig(Settings):
         for width in (self.channels * self.multiples[level] for level in sorted(attending)):
             if width % heads_of(width, self.head_channels):
                 raise ValueError(f"a level of {width} channels can't attend in heads of {self.head_channels}")
+        return self
+
+    @model_validator(mode="after")
+    def _carries_what_it_predicts(self) -> "DecoderUNetConfig":
+        if self.carry and self.out_channels != 3:
+            raise ValueError(f"carry adds the picture to the output: out_channels must be 3, got {self.out_channels}")
         return self
 
     @property
@@ -135,6 +145,7 @@ class DecoderUNet(nn.Module):
 
         self.norm_out = group_norm(width)
         self.conv_out = zeroed(nn.Conv2d(width, folded * config.out_channels, 3, padding=1))
+        self.carry = zeroed(nn.Linear(config.t_dim, 1)) if config.carry else None
 
     def forward(
         self,
@@ -169,7 +180,8 @@ class DecoderUNet(nn.Module):
             else:
                 x = layer(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
-        return F.pixel_shuffle(x, self.config.patch)
+        x = F.pixel_shuffle(x, self.config.patch)
+        return x if self.carry is None else x + self.carry(F.silu(t_emb))[:, :, None, None] * x_t
 
     def _check(self, x_t: Tensor, low_res: Tensor | None) -> None:
         height, width = x_t.shape[-2:]

@@ -39,4 +39,4 @@ class PriorTransformer(nn.Module):
         query = self.query.expand(len(z_txt), -1).to(z_txt.dtype)
         tokens = [self.embed_text(z_txt), self.embed_time(t_emb), self.embed_noised(z_t), query]
         x = torch.stack(tokens, dim=1) + self.positions.to(z_txt.dtype)
-        return self.out(self.norm(self.transformer(x)[:, -1]))
+        return self.out(self.norm(self.transformer.last(x)))

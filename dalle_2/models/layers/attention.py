@@ -54,8 +54,16 @@ class SelfAttention(nn.Module):
         self, x_BND: Float[Tensor, "B N D"], keep: Bool[Tensor, "B 1 N N"] | None = None
     ) -> Float[Tensor, "B N D"]:
         """keep: True where a query (third axis) may look at a key (last axis); replaces the causal mask."""
-        q_BHNK, k_BHNK, v_BHNK = rearrange(
-            self.qkv(x_BND), "B N (three H K) -> three B H N K", three=3, H=self.heads
-        ).unbind(0)
-        y_BHNK = attend(q_BHNK, k_BHNK, v_BHNK, keep=keep, causal=self.causal and keep is None)
+        q_BHNK, k_BHNK, v_BHNK = self._heads_of(x_BND)
+        return self._merged(attend(q_BHNK, k_BHNK, v_BHNK, keep=keep, causal=self.causal and keep is None))
+
+    def last(self, x_BND: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 D"]:
+        """What `forward` gives at the last token, which sees all of them, causal or not."""
+        q_BHNK, k_BHNK, v_BHNK = self._heads_of(x_BND)
+        return self._merged(attend(q_BHNK[:, :, -1:], k_BHNK, v_BHNK))
+
+    def _heads_of(self, x_BND: Float[Tensor, "B N D"]) -> tuple[Tensor, ...]:
+        return rearrange(self.qkv(x_BND), "B N (three H K) -> three B H N K", three=3, H=self.heads).unbind(0)
+
+    def _merged(self, y_BHNK: Float[Tensor, "B H N K"]) -> Float[Tensor, "B N D"]:
         return self.out(rearrange(y_BHNK, "B H N K -> B N (H K)"))

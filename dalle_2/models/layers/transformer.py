@@ -54,6 +54,11 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.norm_1(x), keep))
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
+    def last(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b 1 d"]:
+        """What `forward` gives at the last token, without the work for the others."""
+        x = x[:, -1:] + self.dropout(self.attention.last(self.norm_1(x)))
+        return x + self.dropout(self.mlp(self.norm_2(x)))
+
 
 class Transformer(nn.Module):
     """`depth` blocks, without norms before or after and without positions: those belong to the caller.
@@ -101,6 +106,14 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, keep)
         return x
+
+    def last(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """What `forward` gives at the last token; the last block works for that token alone."""
+        if not self.blocks:
+            return x[:, -1]
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.blocks[-1].last(x)[:, 0]
 
     def _keep(self, valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
         n = valid.shape[1]
