@@ -74,13 +74,26 @@ def test_rows_come_back_as_they_were_given(tmp_path, dtype):
 
 
 def test_a_finished_store_is_never_computed_again(tmp_path):
-    encode, progress = Encoder(), []
-    build(tmp_path, encode, on_progress=lambda done, count: progress.append((done, count)))
+    encode, begun, progress = Encoder(), [], []
+    watched = {
+        "on_begin": lambda done, count: begun.append((done, count)),
+        "on_progress": lambda done, count: progress.append((done, count)),
+    }
+    build(tmp_path, encode, **watched)
+    assert begun == [(0, 23)]
     assert encode.asked == [range(5), range(5, 10), range(10, 15), range(15, 20), range(20, 23)]
     assert progress == [(5, 23), (10, 23), (15, 23), (20, 23), (23, 23)]
     again = Encoder()
-    build(tmp_path, again)
+    build(tmp_path, again, **watched)
     assert again.asked == []
+    assert (len(begun), len(progress)) == (1, 5)
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 1000])
+def test_the_files_do_not_depend_on_the_chunks(tmp_path, chunk):
+    build(tmp_path / "fives")
+    build(tmp_path / "others", chunk=chunk)
+    assert content(tmp_path / "others") == content(tmp_path / "fives")
 
 
 def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tmp_path):
@@ -93,8 +106,9 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tmp_path):
     for name in ("z_img.npy", "z_txt.npy"):
         with (tmp_path / "cut" / name).open("ab") as file:
             file.write(b"\xff" * 31)
-    encode = Encoder()
-    build(tmp_path / "cut", encode)
+    encode, begun = Encoder(), []
+    build(tmp_path / "cut", encode, on_begin=lambda done, count: begun.append((done, count)))
+    assert begun == [(10, 23)]
     assert encode.asked[0] == range(10, 15)
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
 

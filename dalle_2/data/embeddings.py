@@ -181,19 +181,21 @@ def build_store(
     dim: int,
     encoder_id: str,
     data_id: str,
-    chunk: int = 1024,
+    chunk: int = 256,
     dtype: Literal["float16", "float32"] = "float16",
     data_name: str = "",
+    on_begin: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EmbeddingStore:
     """Opens the finished store in `folder`, or computes what is missing of it and then opens it.
 
     `encode(rows)` is called once for each chunk of rows that isn't on the disk yet, in order, and never for
-    a finished store; `on_progress(done, count)` follows each chunk. `encoder_id` and `data_id` are
-    fingerprints of the weights and of the pictures with their captions (`data_fingerprint`). Raises
-    DataError if the folder holds a store of something else or a damaged one, or if the encoder returns
-    other shapes or numbers that are not finite; OSError on a full disk, after which the finished chunks are
-    kept.
+    a finished store. `on_begin(done, count)` comes before the first of them, `on_progress(done, count)`
+    after each; a finished store calls neither. The finished files don't depend on `chunk`. `encoder_id` and
+    `data_id` are fingerprints of the weights and of the pictures with their captions (`data_fingerprint`).
+    Raises DataError if the folder holds a store of something else or a damaged one, or if the encoder
+    returns other shapes or numbers that are not finite; OSError on a full disk, after which the finished
+    chunks are kept.
     """
     if chunk < 1 or dataset_len < 1:
         raise UsageError(
@@ -203,6 +205,8 @@ def build_store(
         dim=dim, count=dataset_len, dtype=dtype, encoder_id=encoder_id, data_id=data_id, data_name=data_name
     )
     manifest = _begin(Path(folder), wanted)
+    if on_begin is not None and manifest.done < manifest.count:
+        on_begin(manifest.done, manifest.count)
     for rows in _missing(manifest, chunk):
         manifest = _add(Path(folder), manifest, rows, encode(rows))
         if on_progress is not None:

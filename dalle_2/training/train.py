@@ -19,7 +19,7 @@ from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.folder import save
 from dalle_2.training.card import training_card
 from dalle_2.training.embed import embed
-from dalle_2.training.progress import Report, Reporter, Silent
+from dalle_2.training.progress import Counting, Reporter, Silent
 from dalle_2.training.recipe import STAGES, Recipe
 from dalle_2.training.train_clip import train_clip
 from dalle_2.training.train_decoder import train_decoder
@@ -122,18 +122,12 @@ class Training:
     def store(self) -> EmbeddingStore:
         """The embeddings, computed once."""
         dataset = self._dataset(self._clip_size())
-        self.reporter.start("embeddings", 0, len(dataset))
-        done = 0
-
-        def progress(images: int, count: int) -> None:
-            nonlocal done
-            self.reporter.step(Report(images, images - done, {"loss": 0.0}))
-            done = images
-
+        watch = Counting(self.reporter, "embeddings")
         try:
             return embed(
-                self.encoder, dataset, self.run, count=len(dataset), encoder_id=self._encoder_id(), on_progress=progress
-            )
+                self.encoder, dataset, self.run, count=len(dataset), encoder_id=self._encoder_id(),
+                on_begin=watch.begin, on_progress=watch.advance,
+            )  # fmt: skip
         finally:
             self.reporter.close()
             report = skip_report(dataset)
