@@ -204,9 +204,17 @@ def test_a_folder_trains_to_a_pipeline(folder_run: tuple[Path, Said], pictures: 
     assert said.status == 0, said.err
     assert f"training pictures on {pictures}" in said.err
     assert "expect pictures that resemble yours" in said.err
-    assert "11 of 12 pictures used, 1 skipped" in said.err
-    assert "07.png" in said.err
+    assert said.err.endswith("warning: 11 of 12 pictures used, 1 skipped\n  not a picture (1): 07.png\n")
     assert dalle_2.load(out, device="cpu").generate(["a red circle"], seeds=0).shape == (1, 3, 64, 64)
+
+
+def test_pictures_left_out_are_named_last_even_in_silence(pictures: Path, tmp_path: Path) -> None:
+    said = train(tmp_path, "clip", "--data", str(pictures), "--quiet")
+    assert (said.status, said.out) == (0, "")
+    assert said.err.startswith("stages done: clip; the pipeline needs the others too\nwarning: 11 of 12 pictures used")
+    assert "07.png" in said.err.splitlines()[-1]
+    again = train(tmp_path, "clip", "--data", str(pictures), "--quiet")
+    assert "warning" not in again.err  # nothing was read
 
 
 def test_a_folder_that_changed_is_not_taken_for_the_same(

@@ -11,6 +11,7 @@ from dalle_2.config import Settings
 from dalle_2.data.abs_dataset import AbsDataset
 from dalle_2.data.dataset import data_fingerprint, load_dataset, skip_report
 from dalle_2.data.embeddings import EmbeddingStore
+from dalle_2.data.image_folder import SkipReport
 from dalle_2.errors import UsageError
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
@@ -51,6 +52,14 @@ class Training:
         self.recipe, self.out, self.device, self.say = recipe, Path(out), device, say
         self.run = self.out / "run"
         self.reporter: Reporter = reporter or Silent()
+        self._read: list[AbsDataset] = []
+
+    @property
+    def skipped(self) -> SkipReport | None:
+        """The pictures that could not be used so far, by all stages together; None where there is none."""
+        reports = [report for report in map(skip_report, self._read) if report is not None]
+        items = {item.name: item for report in reports for item in report.skipped}
+        return SkipReport(reports[0].found, tuple(items.values())) if items else None
 
     def train(self, stages: Sequence[str] = STAGES) -> Path | None:
         """Runs the named stages, skipping what is done; returns the pipeline folder once every stage is.
@@ -87,7 +96,7 @@ class Training:
 
     def _clip(self) -> None:
         stage = self.recipe.clip
-        dataset = self._dataset(stage.config.vision.image_size, self.recipe.data.clip_options, endless=True)
+        dataset = self._reading(stage.config.vision.image_size, self.recipe.data.clip_options, endless=True)
         train_clip(
             stage, dataset, self.run / "clip", shuffle=self.recipe.data.shuffle,
             seed=self.recipe.seed, reporter=self.reporter, device=self.device,
@@ -98,13 +107,13 @@ class Training:
 
     def _decoder(self) -> None:
         stage = self.recipe.decoder
-        dataset = self._dataset(stage.config.image_size)
+        dataset = self._reading(stage.config.image_size)
         train_decoder(stage, self.store, dataset, self.run / "decoder", **self._common())
 
     def _upsampler(self) -> None:
         stage = self.recipe.upsampler
         assert stage is not None
-        dataset = self._dataset(stage.config.image_size)
+        dataset = self._reading(stage.config.image_size)
         train_upsampler(stage, self.store, dataset, self.run / "upsampler", **self._common())
 
     def _common(self) -> dict[str, Any]:
@@ -121,7 +130,7 @@ class Training:
     @cached_property
     def store(self) -> EmbeddingStore:
         """The embeddings, computed once."""
-        dataset = self._dataset(self._clip_size())
+        dataset = self._reading(self._clip_size())
         watch = Counting(self.reporter, "embeddings")
         try:
             return embed(
@@ -130,9 +139,13 @@ class Training:
             )  # fmt: skip
         finally:
             self.reporter.close()
-            report = skip_report(dataset)
-            if report is not None and report.skipped:
-                self.say(str(report))
+            if self.skipped:  # every picture was opened by now, and most of the training is still to come
+                self.say(str(self.skipped))
+
+    def _reading(self, size: int, options: dict[str, Any] | None = None, *, endless: bool = False) -> AbsDataset:
+        """A data set whose pictures will be read, so that what can't be is known at the end."""
+        self._read.append(self._dataset(size, options, endless=endless))
+        return self._read[-1]
 
     def _dataset(self, size: int, options: dict[str, Any] | None = None, *, endless: bool = False) -> AbsDataset:
         data = self.recipe.data
