@@ -115,6 +115,21 @@ def test_called_again_everything_is_done(runs: tuple[Path, Said, Said]) -> None:
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
+def test_a_card_that_someone_wrote_on_outlives_a_call_that_changes_nothing(trained: Path) -> None:
+    card, manifest = trained / "README.md", trained / "pipeline.json"
+    card.write_text("my own words")
+    before = manifest.stat().st_mtime_ns
+    said = train(trained, "shapes-micro")
+    assert (said.status, said.out.splitlines()[0]) == (0, str(trained))
+    assert (card.read_text(), manifest.stat().st_mtime_ns) == ("my own words", before)
+    (trained / "decoder.safetensors").write_bytes(b"damaged")
+    assert train(trained, "shapes-micro").status == 0
+    assert dalle_2.load(trained, device="cpu").decoder.config.image_size == 32
+    card.write_text("my own words")
+    assert train(trained, "shapes-micro", "--set", "prior.run.images=80").status == 0
+    assert "| prior | 96 |" in card.read_text()  # another prior, another pipeline
+
+
 def test_a_longer_run_goes_on(trained: Path) -> None:
     said = train(trained, "prior", "shapes-micro", "--set", "prior.run.images=96")
     assert said.status == 0, said.err

@@ -12,12 +12,13 @@ from dalle_2.data.abs_dataset import AbsDataset
 from dalle_2.data.dataset import data_fingerprint, load_dataset, skip_report
 from dalle_2.data.embeddings import EmbeddingStore
 from dalle_2.data.image_folder import SkipReport
-from dalle_2.errors import UsageError
+from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.folder import save
+from dalle_2.pipelines.manifest import read_manifest, sha256
 from dalle_2.training.card import training_card
 from dalle_2.training.embed import embed
 from dalle_2.training.progress import Counting, Reporter, Silent
@@ -219,24 +220,38 @@ class Training:
     # The end
 
     def _assemble(self) -> Path:
+        """The pipeline folder of the trained parts; one that holds them already stays as it is, card and all."""
+        origins = self._origins()
+        training = {"recipe": self.recipe.model_dump(mode="json"), "stages": origins}
+        if self._holds(training):
+            return self.out
         upsampler = [self._file("upsampler")] if self.recipe.upsampler else []
         encoder = self.encoder
         if isinstance(encoder.model, CLIP):
             encoder = CLIPEncoder(encoder.model.without_side_tasks(), tokenizer=encoder.tokenizer)
         pipeline = DALLe2(self._file("prior"), self._file("decoder"), encoder, upsampler_paths=upsampler)
-        origins = self._origins()
-        training = {"recipe": self.recipe.model_dump(mode="json"), "stages": origins}
         card, named = training_card(self.recipe, origins), self.recipe.clip.encoder
         return save(pipeline, self.out, name=self.recipe.name, training=training, card=card, clip=named)
 
+    def _holds(self, training: dict[str, Any]) -> bool:
+        """Whether the folder's pipeline comes of this very training and is whole."""
+        try:
+            manifest = read_manifest(self.out)
+        except CheckpointError:
+            return False
+        files = {self.out / part.file: part.sha256 for part in manifest.parts.values() if part.file}
+        whole = all(path.is_file() and sha256(path) == digest for path, digest in files.items())
+        return whole and manifest.training == training
+
     def _origins(self) -> dict[str, dict[str, Any]]:
-        """What each stage's weight file says of its making."""
+        """What each stage's weight file says of its making, and its digest, which no two trainings share."""
         origins = {}
         for stage in STAGES:
             if self._file(stage).exists():
                 checkpoint = load_checkpoint(self._file(stage))
                 weights = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-                origins[stage] = {**checkpoint.provenance, "parameters": weights}
+                digest = sha256(self._file(stage))
+                origins[stage] = {**checkpoint.provenance, "parameters": weights, "sha256": digest}
         return origins
 
 
