@@ -50,6 +50,7 @@ class Training:
     ) -> None:
         if recipe.data.source == PROCEDURAL and recipe.embeddings is None:
             raise UsageError(f"{PROCEDURAL} never ends: say how many pairs to embed, for example embeddings=20000")
+        recipe.check_device(device)
         self.recipe, self.out, self.device, self.say = recipe, Path(out), device, say
         self.run = self.out / "run"
         self.reporter: Reporter = reporter or Silent()
