@@ -1,0 +1,130 @@
+"""What a training leaves to read, and where it is kept."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from training_rig import BATCH, Pairs, assert_same_run, broken, decoder, trainer
+
+from dalle_2 import DALLe2Trainer, DDIMSampler
+from dalle_2.data.dataset import Batches
+from dalle_2.errors import CheckpointError, Dalle2Error, MissingExtra, UsageError
+from dalle_2.training import remote
+from dalle_2.training.trainer import TrainerSettings
+
+# What it leaves to read
+
+
+def test_the_log_has_a_line_every_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(tmp_path, "prior", log_interval=2)
+    monkeypatch.setattr(run._log, "_writer", lambda: None)
+    broken(run.model, {4}, monkeypatch)
+    run.fit(5 * BATCH)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == [2 * BATCH, 4 * BATCH]
+    assert lines[0].keys() == {"images", "loss", "grad_norm", "seconds"}
+    assert lines[0]["loss"] > 0
+    assert lines[1]["loss"] is None
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_sample_grids_are_drawn_on_time(own: bool, tmp_path: Path) -> None:
+    from PIL import Image
+
+    model = decoder({"dropout": 0.3})
+    modes: list[bool] = []
+
+    def preview(shown: nn.Module) -> Image.Image:
+        modes.append(shown.training)
+        return Image.new("RGB", (4, 4))
+
+    settings = TrainerSettings(dtype="fp32", preview_every=3 * BATCH)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sampler = DDIMSampler(model.noise_scheduler)
+    loader = Batches(Pairs(), BATCH)
+    run = DALLe2Trainer(
+        model, "decoder", optimizer, None, sampler, loader, False, tmp_path, 1000,
+        settings=settings, preview=preview if own else None,
+    )  # fmt: skip
+    run.fit(7 * BATCH)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["000000024.png", "000000048.png"]
+    assert modes == ([False, False] if own else [])
+    assert run.model.training
+
+
+# Storage elsewhere
+
+
+def test_without_aws_nothing_of_it_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("s3fs", "boto3", "botocore", "aiobotocore"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import would fail
+    monkeypatch.setattr(remote, "SAGEMAKER_CHECKPOINTS", None)
+    run = trainer(tmp_path)
+    run.fit(BATCH)
+    assert trainer(tmp_path).resume()
+
+
+def test_on_aws_a_bucket_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="is_aws keeps state in a bucket: give save_dir as s3://.*, got 'runs'"):
+        remote.Mirror.of("runs", is_aws=True)
+    monkeypatch.setattr(remote, "SAGEMAKER_CHECKPOINTS", tmp_path)
+    assert remote.Mirror.of("runs", is_aws=True) == remote.Mirror(tmp_path / "runs")
+    with pytest.raises(UsageError, match="got '/elsewhere'"):
+        remote.Mirror.of("/elsewhere", is_aws=True)
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_a_run_at_a_url_goes_on_with_an_empty_disk(scheme: str, tmp_path: Path) -> None:
+    url = f"{scheme}://{tmp_path}/bucket/run"
+    for images in (BATCH, 2 * BATCH):
+        run = trainer(url)
+        assert run.resume() == (images > BATCH)
+        run.fit(images)
+        assert not run.save_dir.is_relative_to(tmp_path)
+    whole = trainer(tmp_path / "whole")
+    whole.fit(2 * BATCH)
+    assert_same_run(whole, run)
+    files, root = run._mirror._place()
+    assert len(files.glob(f"{root}/state-*.pth")) == 1
+
+
+def test_an_upload_that_breaks_off_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    url = "memory://broken/run"
+    run = trainer(url)
+    run.fit(BATCH)
+
+    def taken_away(*_: object, **__: object) -> None:
+        raise OSError("connection lost")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", taken_away)
+    with pytest.raises(Dalle2Error, match=r"can't copy the state to memory://broken/run \(connection lost\): it lies"):
+        run.fit(2 * BATCH)
+    monkeypatch.undo()
+    again = trainer(url)
+    assert again.resume()
+    assert again.images == BATCH
+
+
+def test_a_committed_state_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/gone"
+    trainer(url).fit(BATCH)
+    next((tmp_path / "gone").glob("state-*.pth")).unlink()
+    with pytest.raises(CheckpointError, match="the state at file://.* can't be fetched .*: delete COMMITTED there"):
+        trainer(url).resume()
+
+
+@pytest.mark.parametrize("url", ["file:///proc/nowhere/run", "nonsense://bucket/run"])
+def test_a_place_that_can_not_be_written_is_refused_before_the_first_step(url: str) -> None:
+    with pytest.raises(Dalle2Error, match=rf"can't write to {url}: .*; check the address and your credentials"):
+        trainer(url)
+
+
+def test_a_bucket_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingExtra, match=r"keeping state at s3://bucket/run needs s3fs.*dalle_2\[s3\]"):
+        trainer("s3://bucket/run")
