@@ -1,6 +1,9 @@
 """What a training leaves to read, and where it is kept."""
 
+import gc
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -108,6 +111,7 @@ def test_an_upload_that_breaks_off_leaves_the_state_before(tmp_path: Path, monke
     again = trainer(url)
     assert again.resume()
     assert again.images == BATCH
+    shutil.rmtree(run.save_dir)  # what can't be copied is kept
 
 
 def test_a_committed_state_that_is_gone_is_an_error(tmp_path: Path) -> None:
@@ -128,3 +132,53 @@ def test_a_bucket_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(MissingExtra, match=r"keeping state at s3://bucket/run needs s3fs.*dalle_2\[s3\]"):
         trainer("s3://bucket/run")
+
+
+# What a run elsewhere leaves on this machine
+
+
+def test_the_folder_of_a_run_elsewhere_goes_with_its_trainer(tmp_path: Path) -> None:
+    run = trainer(f"file://{tmp_path}/bucket/run")
+    run.fit(BATCH)
+    folder = run.save_dir
+    assert (folder / "state.pth").exists()
+    del run
+    gc.collect()
+    assert not folder.exists()
+    assert (tmp_path / "bucket" / "run" / remote.MARKER).exists()
+
+
+def test_the_folder_of_a_run_elsewhere_goes_with_the_process() -> None:
+    code = "from dalle_2.training.remote import Mirror; m = Mirror.of('memory://run', is_aws=False); print(m.folder)"
+    done = subprocess.run([sys.executable, "-c", code + "; (m.folder / 'x').touch()"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    assert folder.name.startswith("dalle2-")
+    assert not folder.exists()
+
+
+def test_a_state_that_could_not_be_copied_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says where it lies, and is the only thing left of the run."""
+    run = trainer("memory://kept/run")
+    run.fit(BATCH)
+    folder = run.save_dir
+
+    def taken_away(*_: object) -> None:
+        raise OSError("connection lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote.Mirror, "_place", taken_away)
+        with pytest.raises(Dalle2Error, match=f"it lies whole in {folder}"):
+            run.save()
+    del run
+    gc.collect()
+    assert (folder / "state.pth").exists()
+    shutil.rmtree(folder)
+
+
+def test_a_place_that_was_refused_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(Dalle2Error, match="can't write to nonsense://run"):
+        remote.Mirror.of("nonsense://run", is_aws=False)
+    gc.collect()
+    assert not list(tmp_path.iterdir())

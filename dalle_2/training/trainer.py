@@ -79,7 +79,7 @@ class DALLe2Trainer:
     endless and goes on at that image; any other, as PyTorch's DataLoader, is begun again and read as far as it was.
     sampler: draws a decoder's sample grids, unless `preview` does: averaged model -> picture.
     save_dir: a folder or a URL ("s3://..."); the state of the run goes there, the log into the folder (of a URL: into
-    a temporary one). log_interval: steps between two lines of the log. is_aws: see `Mirror`.
+    a temporary one that goes with the trainer). log_interval: steps between two lines of the log. is_aws: see `Mirror`.
 
     The clock counts images. Noise, timesteps and dropout of a step follow from the seed and that clock, and so does the
     order of a DataLoader that shuffles without a generator of its own, so that a resumed run equals an uninterrupted
