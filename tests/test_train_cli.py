@@ -26,8 +26,9 @@ MINUSCULE = {
               "config.steps": 2},
     "decoder": {"run.images": 64, "run.batch": 16, "run.preview_every": 64, "config.image_size": 32, "config.steps": 2,
                 "config.unet.channels": 16, "config.unet.t_dim": 16, "config.unet.head_channels": 16},
-    "upsampler": {"run.images": 64, "run.batch": 16, "config.image_size": 64, "config.low_res_size": 32,
-                  "config.crop": 32, "config.steps": 2, "config.unet.channels": 8, "config.unet.t_dim": 16},
+    "upsampler": {"run.images": 64, "run.batch": 16, "run.preview_every": 64, "config.image_size": 64,
+                  "config.low_res_size": 32, "config.crop": 32, "config.steps": 2, "config.unet.channels": 8,
+                  "config.unet.t_dim": 16},
 }  # fmt: skip
 
 
@@ -102,8 +103,10 @@ def test_the_folder_is_a_pipeline(runs: tuple[Path, Said, Said]) -> None:
     assert pipeline.decoder.space.mean is not None
 
 
-def test_a_sample_grid_was_drawn_on_the_way(runs: tuple[Path, Said, Said]) -> None:
-    assert (runs[0] / "run" / "decoder" / "samples" / "000000064.png").exists()
+@pytest.mark.parametrize(("stage", "rows"), [("decoder", 2), ("upsampler", 3)])
+def test_a_sample_grid_was_drawn_on_the_way(stage: str, rows: int, runs: tuple[Path, Said, Said]) -> None:
+    with Image.open(runs[0] / "run" / stage / "samples" / "000000064.png") as sheet:
+        assert sheet.width / 8 == sheet.height / rows
 
 
 def test_called_again_everything_is_done(runs: tuple[Path, Said, Said]) -> None:

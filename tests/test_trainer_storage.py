@@ -7,15 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
-from training_rig import BATCH, Pairs, assert_same_run, broken, decoder, trainer
+from torch.nn import functional as F
+from training_rig import BATCH, Pairs, assert_same_run, awake, broken, decoder, trainer, upsampler
 
 from dalle_2 import DALLe2Trainer, DDIMSampler
 from dalle_2.data.dataset import Batches
 from dalle_2.errors import CheckpointError, Dalle2Error, MissingExtra, UsageError
+from dalle_2.images import to_pil
 from dalle_2.training import remote
+from dalle_2.training.preview import sample_grid
 from dalle_2.training.trainer import TrainerSettings
 
 # What it leaves to read
@@ -33,11 +38,9 @@ def test_the_log_has_a_line_every_few_steps(tmp_path: Path, monkeypatch: pytest.
     assert lines[1]["loss"] is None
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_sample_grids_are_drawn_on_time(own: bool, tmp_path: Path) -> None:
-    from PIL import Image
-
-    model = decoder({"dropout": 0.3})
+@pytest.mark.parametrize(("kind", "own"), [("decoder", False), ("decoder", True), ("upsampler", False)])
+def test_sample_grids_are_drawn_on_time(kind: str, own: bool, tmp_path: Path) -> None:
+    model = decoder({"dropout": 0.3}) if kind == "decoder" else upsampler()
     modes: list[bool] = []
 
     def preview(shown: nn.Module) -> Image.Image:
@@ -47,15 +50,43 @@ def test_sample_grids_are_drawn_on_time(own: bool, tmp_path: Path) -> None:
     settings = TrainerSettings(dtype="fp32", preview_every=3 * BATCH)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sampler = DDIMSampler(model.noise_scheduler)
-    loader = Batches(Pairs(), BATCH)
+    loader = Batches(Pairs(model.config.image_size), BATCH)
     run = DALLe2Trainer(
-        model, "decoder", optimizer, None, sampler, loader, False, tmp_path, 1000,
+        model, kind, optimizer, None, sampler, loader, False, tmp_path, 1000,
         settings=settings, preview=preview if own else None,
     )  # fmt: skip
     run.fit(7 * BATCH)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["000000024.png", "000000048.png"]
     assert modes == ([False, False] if own else [])
     assert run.model.training
+
+
+def cells(sheet: Image.Image, columns: int, size: int) -> list[np.ndarray]:
+    """The pictures of a sheet, row by row."""
+    step = sheet.width // columns
+    gap = (step - size) // 2
+    corners = [(x + gap, y + gap) for y in range(0, sheet.height, step) for x in range(0, sheet.width, step)]
+    return [np.asarray(sheet.crop((x, y, x + size, y + size))) for x, y in corners]
+
+
+def test_a_decoders_grid_has_the_true_pictures_above_its_own() -> None:
+    model, batch = awake(decoder()).eval(), Pairs(8).batch(range(10))
+    shown = cells(sample_grid(model, batch), 8, 8)
+    drawn = model.sample(batch["z_img"][:8], seeds=range(8))
+    for found, wanted in zip(shown, [*batch["image"][:8], *drawn], strict=True):
+        assert (found == np.asarray(to_pil(wanted))).all()
+
+
+def test_an_upsamplers_grid_has_its_pictures_between_the_small_and_the_true_ones() -> None:
+    model, batch = awake(upsampler()).eval(), Pairs(16).batch(range(3))
+    shown = cells(sample_grid(model, batch), 3, 16)
+    small = F.avg_pool2d(batch["image"], 2)
+    drawn = model.sample(batch["z_img"], small, seeds=range(3))
+    for found, wanted in zip(shown[3:], [*drawn, *batch["image"]], strict=True):
+        assert (found == np.asarray(to_pil(wanted))).all()
+    for found, wanted in zip(shown[:3], small, strict=True):
+        mean = found.reshape(8, 2, 8, 2, 3).mean((1, 3)) / 127.5 - 1
+        assert np.abs(mean - wanted.permute(1, 2, 0).numpy()).mean() < 0.1
 
 
 # Storage elsewhere
