@@ -16,8 +16,10 @@ from training_rig import (
     all_finite,
     assert_same,
     assert_same_run,
+    awake,
     broken,
     clip,
+    decoder,
     prior,
     trainer,
     user_batch,
@@ -47,6 +49,17 @@ def test_the_users_constructor_and_one_step(kind: str, tmp_path: Path) -> None:
     assert isinstance(loss, float)
     assert math.isfinite(loss)
     assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_step_of_the_callers_own_trains_with_dropout(tmp_path: Path) -> None:
+    """A model fresh from a file, or one that has just drawn, is in evaluation mode."""
+    batch, losses = user_batch("decoder"), []
+    for share in (0.0, 0.9):
+        model = awake(decoder({"dropout": share})).eval()
+        run = trainer(tmp_path, "decoder", model=model)
+        losses.append(run.train_step(batch))
+        assert model.training
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize(("kind", "first"), [("prior", 1.0), ("decoder", None)])

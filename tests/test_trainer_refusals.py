@@ -1,12 +1,13 @@
 """What the trainer refuses, in one sentence and before it changes anything."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from training_rig import prior, trainer
+from training_rig import assert_same, prior, trainer, user_batch, weights
 
 from dalle_2 import DALLe2Trainer, DDIMSampler, NoiseScheduler
 from dalle_2.errors import DataError, UsageError
@@ -59,6 +60,21 @@ def test_batches_of_the_wrong_kind_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, dataloader=[]).fit(1)
     with pytest.raises(UsageError, match="log_interval must be at least 1 step, got 0"):
         trainer(tmp_path, log_interval=0)
+
+
+@pytest.mark.parametrize("wrong", [-1, 50, 1000, float("nan")])
+@pytest.mark.parametrize("kind", ["prior", "decoder"])
+def test_timesteps_outside_the_table_are_refused(kind: str, wrong: float, tmp_path: Path) -> None:
+    run, batch = trainer(tmp_path, kind), user_batch(kind)
+    before = weights(run.model)
+    t = batch["t"].float() if math.isnan(wrong) else batch["t"].clone()
+    t[2] = wrong
+    with pytest.raises(UsageError, match=rf"t must lie in 0 \.\.\. 49 \(cosine, T = 50\), got {wrong}"):
+        run.train_step(batch | {"t": t})
+    assert_same(before, weights(run.model))
+    assert run.steps == 0
+    run.train_step(batch | {"t": batch["t"] * 0})
+    run.train_step(batch | {"t": batch["t"] * 0 + 49})
 
 
 def test_a_trainer_without_data_says_so(tmp_path: Path) -> None:

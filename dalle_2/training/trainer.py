@@ -161,10 +161,15 @@ class DALLe2Trainer:
     def train_step(self, batch: Batch) -> float:
         """One optimiser step on a noised batch; returns its loss.
 
-        prior: `{z_t, z_txt, t, eps}`; decoder: `{x_t, z_img, t, x_0}`. A step whose loss or gradient is not finite
-        changes nothing and is counted; more than ten of them in a row raise an error.
+        prior: `{z_t, z_txt, t, eps}`; decoder: `{x_t, z_img, t, x_0}`. The model is put into training mode. A step
+        whose loss or gradient is not finite changes nothing and is counted; more than ten of them in a row raise an
+        error. Raises UsageError for a batch that lacks something, and for t outside 0 ... T-1.
         """
-        return self._step(self._placed(batch))["loss"]
+        batch = self._placed(batch)
+        check_timesteps(self.model, batch)
+        if not self.model.training:  # else parts of it may sleep on purpose
+            self.model.train()
+        return self._step(batch)["loss"]
 
     def save(self) -> None:
         """Writes the state of the run: model, average, optimiser and clocks."""
@@ -390,3 +395,13 @@ def check_table(model: nn.Module, noise_scheduler: NoiseScheduler | None) -> Non
             f"the trainer was given the noise table {noise_scheduler.described}, "
             f"the model has {own.described}: give the model's own"
         )
+
+
+def check_timesteps(model: nn.Module, batch: Batch) -> None:
+    """Refuses timesteps that the model's noise table lacks, which its embedding would take without a word."""
+    own = getattr(model, "noise_scheduler", None)
+    if own is not None and "t" in batch:
+        t = batch["t"]
+        inside = (t >= 0) & (t <= own.T - 1)
+        if not bool(inside.all()):
+            raise UsageError(f"t must lie in 0 ... {own.T - 1} ({own.described}), got {t[~inside].flatten()[0].item()}")
