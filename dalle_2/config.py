@@ -80,6 +80,8 @@ def _problem(detail: ErrorDetails, cls: type[BaseModel] | None) -> str:
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not path:
         return message
+    if detail["type"] == "value_error" and isinstance(detail["input"], Mapping | BaseModel):
+        return f"{path!r}: {message}"  # a rule of a whole section, which says itself what it got
     value = repr(detail["input"])
     return f"{path!r} {message}, got {value if len(value) <= 80 else value[:77] + '...'}"
 

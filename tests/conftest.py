@@ -17,6 +17,8 @@ for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+pytest.register_assert_rewrite("training_rig")
+
 if "OMP_NUM_THREADS" not in os.environ:
     # Small tensors on many threads mostly wait, and sums in another order differ in the last digit.
     torch.set_num_threads(1)

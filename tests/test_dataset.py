@@ -16,7 +16,6 @@ from dalle_2.data.abs_dataset import AbsDataset, Example
 from dalle_2.data.dataset import (
     DATASETS,
     Batches,
-    Part,
     Prefetch,
     collate,
     data_fingerprint,
@@ -25,7 +24,6 @@ from dalle_2.data.dataset import (
     item_order,
     load_dataset,
     skip_report,
-    split_holdout,
     to_image_tensor,
 )
 from dalle_2.data.image_folder import ImageFolder
@@ -139,31 +137,6 @@ def test_a_collate_of_ones_own():
     assert next(iter(batches)) == {"n": 3}
 
 
-def test_workers_give_the_same_batches_and_leave_the_global_generator_alone():
-    batches = Batches(Numbers(10), 4, seed=1)
-    state = torch.get_rng_state()
-    here = list(islice(batches, 5))
-    there = list(islice(Batches(Numbers(10), 4, seed=1, workers=2), 5))
-    assert [numbers(batch) for batch in here] == [numbers(batch) for batch in there]
-    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(here, there, strict=True))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_an_error_in_a_worker_stays_one_sentence():
-    batches = Batches(Numbers(10, fails_at=2), 2, shuffle=False, workers=1)
-    found = iter(batches)
-    assert numbers(next(found)) == [0, 1]
-    with pytest.raises(DataError, match=r"^example 2 is broken$"):
-        next(found)
-
-
-def test_pictures_that_workers_skip_are_reported(tmp_path):
-    data = ImageFolder(folder(tmp_path, broken=(2, 5)), 4)
-    for _ in islice(Batches(Part(data, range(8)), 4, shuffle=False, workers=2), 2):
-        pass
-    assert skip_report(data).names == {"empty file": ("2.png", "5.png")}
-
-
 # Prefetching
 
 
@@ -228,41 +201,22 @@ def test_an_abandoned_stream_ends_its_thread_and_closes_its_source():
     assert threads() == []
 
 
-# Parts and names
+# Names
 
 
-def test_a_holdout_is_disjoint_complete_and_the_same_every_time():
-    data = Numbers(50)
-    rest, held = split_holdout(data, 0.2, seed=4)
-    assert (len(rest), len(held)) == (40, 10)
-    assert sorted([*rest.indices.tolist(), *held.indices.tolist()]) == list(range(50))
-    assert split_holdout(data, 0.2, seed=4)[1].indices.tolist() == held.indices.tolist()
-    assert split_holdout(data, 0.2, seed=5)[1].indices.tolist() != held.indices.tolist()
-    assert [example.caption for example in held] == [str(i) for i in held.indices]
-    assert [len(part) for part in split_holdout(Numbers(2), 0.01)] == [1, 1]
-    assert [len(part) for part in split_holdout(Numbers(2), 0.0)] == [2, 0]
-    for fraction, length in ((1.0, 5), (-0.1, 5), (0.5, 1)):
-        with pytest.raises(UsageError, match=r"fraction in \[0, 1\)"):
-            split_holdout(Numbers(length), fraction)
-
-
-def test_a_broken_picture_is_never_replaced_from_the_other_part(tmp_path):
-    data = ImageFolder(folder(tmp_path, broken=(1, 2, 7)), 4)
-    even, odd = Part(data, [0, 2, 4, 6]), Part(data, [1, 3, 5, 7])
-    assert [example.caption for example in even] == ["0", "4", "4", "6"]
-    assert [example.caption for example in odd] == ["3", "3", "5", "3"]
-    assert even.report().counts == {"empty file": 3}
-    with pytest.raises(DataError, match="none of the 2 pictures in this part"):
-        Part(data, [1, 7])[0]
+def test_pictures_that_were_skipped_are_reported(tmp_path):
+    data = ImageFolder(folder(tmp_path, broken=(2, 5)), 4)
+    for _ in islice(Batches(data, 4, shuffle=False), 2):
+        pass
+    assert skip_report(data).names == {"empty file": ("2.png", "5.png")}
     assert skip_report(Numbers()) is None
 
 
 def test_fingerprints_tell_data_sets_apart_but_not_sizes():
     data = Shapes(16, 100)
     others = [Shapes(16, 101), Shapes(16, 100, seed=1), Shapes(16, 100, siblings=2), Numbers(100)]
-    others += [Part(data, range(50)), Part(data, range(50, 100))]
     prints = {data_fingerprint(other) for other in [data, *others]}
-    assert len(prints) == 7
+    assert len(prints) == 5
     assert data_fingerprint(Shapes(32, 100)) == data_fingerprint(data)
     assert data_fingerprint(Numbers(1)) != data_fingerprint(Numbers(2))
 

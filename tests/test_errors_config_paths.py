@@ -105,6 +105,12 @@ class TestParse:
         with pytest.raises(errors.ConfigError, match="^low 9 must not exceed high 5$"):
             parse(Pair, {"low": 9})
 
+        class Pairs(Settings):
+            first: Pair
+
+        with pytest.raises(errors.ConfigError, match="^'first': low 9 must not exceed high 5$"):
+            parse(Pairs, {"first": {"low": 9}})
+
 
 class TestOverride:
     @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """`dalle2 evaluate`: a pipeline that draws the truth scores everything, one that mixes it up nothing."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import dalle_2
 from dalle_2 import DALLe2
 from dalle_2.cli.evaluate import chosen
 from dalle_2.cli.main import main
@@ -18,7 +20,9 @@ from dalle_2.data.dataset import to_image_tensor
 from dalle_2.data.render import render
 from dalle_2.data.shapes import fixed_scenes
 from dalle_2.errors import UsageError
-from dalle_2.evaluation.evaluate import QUESTIONS, Question, Settings, evaluate, sheet, table
+from dalle_2.evaluation.evaluate import QUESTIONS, SOURCES, Embeddings, Question, Settings, evaluate, sheet, table
+from dalle_2.evaluation.exact_match import ATTRIBUTES, Verdict
+from dalle_2.evaluation.failures import failures
 
 N = 12
 
@@ -123,6 +127,27 @@ def test_the_table_and_the_json_say_the_same() -> None:
     assert [row["caption"] for row in written["pictures"]] == results[0].captions
 
 
+def verdicts(*, unreadable: Sequence[str] = (), **wrong: int) -> list[Verdict]:
+    """Ten readable pictures, in some of which something is wrong, and some that can't be read."""
+    right = dict.fromkeys(ATTRIBUTES, True)
+    read = [right | {name: k >= count for name, count in wrong.items()} for k in range(10)]
+    lost = [dict.fromkeys(ATTRIBUTES, False) | {"size": None, "reason": reason} for reason in unreadable]
+    return [Verdict(**values) for values in read + lost]
+
+
+def test_the_worst_failures_are_named_first() -> None:
+    reasons = ["noise", "no shape fits a region: the best is a star", "no shape fits a region: the best is a heart"]
+    said = failures(verdicts(unreadable=reasons, colour=2, relation=7, shape=1, count=4, exact=9)).splitlines()
+    assert said == [
+        "- 3 of 13 pictures could not be read, most often because: no shape fits a region (2), noise (1)",
+        "- least often right in pictures that could be read: relation (30.0 % of 10), count (60.0 % of 10), "
+        "colour (80.0 % of 10)",
+    ]
+    assert failures(verdicts()) == "Nothing failed."
+    assert len(failures(verdicts(unreadable=["noise"])).splitlines()) == 1
+    assert len(failures(verdicts(size=1)).splitlines()) == 1
+
+
 def test_failures_have_a_red_frame() -> None:
     def reddish(shift: int) -> int:
         result = evaluate(Painter(QUESTIONS[0], shift=shift), QUESTIONS[0], Settings(n=4))
@@ -133,6 +158,13 @@ def test_failures_have_a_red_frame() -> None:
 
     assert reddish(0) == 0
     assert reddish(1) > 4 * 128
+
+
+def test_settings_are_named_in_words() -> None:
+    assert set(SOURCES) == set(get_args(Embeddings))
+    assert Settings(n=5, seed=3).described == "5 scenes a row, seed 3, image embeddings by the prior"
+    text = Settings(embeddings="image", steps=7, guidance=2.0).described
+    assert text.endswith("image embeddings of true pictures (an upper bound), steps 7, guidance 2")
 
 
 # Refusals and the command
@@ -164,9 +196,28 @@ def test_the_command_leaves_a_report(micro_pipeline: Path, tmp_path: Path, capsy
     assert capsys.readouterr().out == (out / "report.md").read_text()
 
 
+def test_the_card_gets_the_figures_once(micro_pipeline: Path, tmp_path: Path) -> None:
+    folder, out = Path(shutil.copytree(micro_pipeline, tmp_path / "mine")), tmp_path / "report"
+    (folder / "README.md").write_text("# Mine\n\nMy words.\n\n## Figures and failures\n\nold\n\n## Licence\n\nfree\n")
+    arguments = ["--pipeline", str(folder), "--splits", "a", "--device", "cpu", "--steps", "1", "--quiet", "--card"]
+    for n in ("2", "3"):
+        assert main(["evaluate", *arguments, "--n", n, "--embeddings", "text", "--out", str(out)]) == 0
+    card = (folder / "README.md").read_text()
+    assert card.startswith("# Mine\n\nMy words.\n\n## Licence\n\nfree\n\n## Figures and failures\n\n")
+    assert "old" not in card
+    assert f"3 scenes a row, seed {Settings().seed}, image embeddings replaced by text embeddings, steps 1" in card
+    assert (out / "report.md").read_text() in card
+    assert "\n- 3 of 3 pictures could not be read, most often because: " in card
+    assert dalle_2.load(folder, device="cpu").decoder is not None
+    (folder / "README.md").unlink()
+    assert main(["evaluate", *arguments, "--n", "1", "--out", str(out)]) == 0
+    assert "| decoder | decoder.safetensors |" in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--pipeline", "some/pipeline", "--card"], "--card writes into a pipeline's folder, and 'some/pipeline' is"),
         (["--n", "0"], "n must be at least 1 scene, got 0"),
         (["--embeddings", "clip"], "embeddings must be prior, text or image, got 'clip'"),
         (["--splits", "d"], "no split 'd'"),

@@ -14,6 +14,7 @@ from dalle_2.models.checkpoints import save_model
 from dalle_2.models.prior import Prior, PriorConfig
 from dalle_2.models.stages import StageDefaults
 from dalle_2.pipelines import find
+from dalle_2.pipelines.card import with_figures
 from dalle_2.pipelines.manifest import read_manifest, sha256
 
 PROMPTS = ["a red circle", "a blue square"]
@@ -97,6 +98,17 @@ def test_a_card_is_kept_unless_a_new_one_is_given(folder: Path) -> None:
     assert (folder / "README.md").read_text() == "my own words"
     dalle_2.save(loaded, folder, card="# New\n")
     assert (folder / "README.md").read_text() == "# New\n"
+
+
+def test_figures_stand_once_and_last_in_a_card() -> None:
+    section = "## Figures and failures\n\n| a |\n\n- none\n"
+    assert with_figures("", "| a |", "- none") == section
+    assert with_figures("# Mine\n\nwords", "| a |", "- none") == f"# Mine\n\nwords\n\n{section}"
+    older = "# Mine\n\n## Figures and failures\n\nold\n\n### more\n\nold too\n\n## Licence\n\nfree\n"
+    once = with_figures(older, "| a |", "- none")
+    assert once == f"# Mine\n\n## Licence\n\nfree\n\n{section}"
+    assert with_figures(once, "| a |", "- none") == once
+    assert with_figures("## Figures and failures of others", "| a |", "- none").startswith("## Figures and failures of")
 
 
 def test_a_published_clip_is_named_instead_of_copied(micro_pipeline: Path, tmp_path: Path) -> None:

@@ -91,6 +91,15 @@ def test_nested_tables_become_dotted_keys() -> None:
         ("prior.config.heads=7", "width 384 must be a multiple of heads 7"),
         ("decoder.config.image_size=32", "the decoder draws 32 px, but the upsampler takes 64 px"),
         ("decoder.config.image_size=60", "image_size 60 must be divisible by 16"),
+        ("prior.config.T=20", "^'prior': config.steps must be at most config.T = 20, got 25$"),
+        ("decoder.config.steps=1001", "^'decoder': config.steps must be at most config.T = 1000, got 1001$"),
+        ("upsampler.config.T=5", "^'upsampler': config.steps must be at most config.T = 5, got 6$"),
+        ("clip.run.batch=1", "^'clip': CLIP learns to tell the pairs .*: run.batch must be at least 2, got 1$"),
+        ("clip.run.accumulate=2", "^'clip': parts of a batch would lack .* run.accumulate must be 1, got 2$"),
+        ("decoder.config.unet.out_channels=6", "^'decoder': config.unet.out_channels must be 3 in this stage, got 6$"),
+        ("decoder.config.unet.low_res_channels=3", "config.unet.low_res_channels must be 0 in this stage, got 3$"),
+        ("upsampler.config.unet.out_channels=1", "^'upsampler': config.unet.out_channels must be 3 .* got 1$"),
+        ("upsampler.config.unet.low_res_channels=0", "config.unet.low_res_channels must be 3 in this stage, got 0$"),
     ],
 )
 def test_a_wrong_change_is_refused(change: str, words: str) -> None:
@@ -117,6 +126,17 @@ def test_wrong_names_and_files_are_refused(tmp_path: Path) -> None:
 def test_an_endless_set_needs_a_number_of_embeddings(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="shapes never ends: say how many pairs to embed, .* embeddings=20000"):
         Training(override(preset("shapes-tiny"), {"embeddings": None}), tmp_path)
+
+
+def test_half_precision_on_a_cpu_is_refused_before_the_first_stage(tmp_path: Path) -> None:
+    half = override(preset("shapes-tiny"), {"decoder.run.dtype": "fp16"})
+    with pytest.raises(UsageError, match=r"^decoder\.run\.dtype is fp16, which needs a GPU: on a CPU choose bf16"):
+        Training(half, tmp_path)
+    Training(half, tmp_path, device="cuda")
+    Training(override(half, {"decoder.run.dtype": "bf16"}), tmp_path)
+    known = {"clip.encoder": DEFAULT_CLIP, "clip.run.dtype": "fp16", "clip.run.batch": 1}  # which is not trained
+    Training(override(preset("shapes-tiny"), known), tmp_path)
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_stages_that_can_not_run_are_refused(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ MINUSCULE = {
               "config.steps": 2},
     "decoder": {"run.images": 64, "run.batch": 16, "run.preview_every": 64, "config.image_size": 32, "config.steps": 2,
                 "config.unet.channels": 16, "config.unet.t_dim": 16, "config.unet.head_channels": 16},
-    "upsampler": {"run.images": 64, "run.batch": 16, "config.image_size": 64, "config.low_res_size": 32,
-                  "config.crop": 32, "config.steps": 2, "config.unet.channels": 8, "config.unet.t_dim": 16},
+    "upsampler": {"run.images": 64, "run.batch": 16, "run.preview_every": 64, "config.image_size": 64,
+                  "config.low_res_size": 32, "config.crop": 32, "config.steps": 2, "config.unet.channels": 8,
+                  "config.unet.t_dim": 16},
 }  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_one_command_trains_the_rest(runs: tuple[Path, Said, Said]) -> None:
     folder, _, second = runs
     assert second.status == 0, second.err
     assert "clip: done before" in second.err
-    assert all(f"{stage}: from the start, to 64 images" in second.err for stage in STAGES[1:])
+    assert all(f"{stage}: from the start, to 64 images" in second.err for stage in ("embeddings", *STAGES[1:]))
     assert second.out.splitlines()[0] == str(folder)
     assert f"--pipeline {folder}" in second.out
 
@@ -102,8 +103,10 @@ def test_the_folder_is_a_pipeline(runs: tuple[Path, Said, Said]) -> None:
     assert pipeline.decoder.space.mean is not None
 
 
-def test_a_sample_grid_was_drawn_on_the_way(runs: tuple[Path, Said, Said]) -> None:
-    assert (runs[0] / "run" / "decoder" / "samples" / "000000064.png").exists()
+@pytest.mark.parametrize(("stage", "rows"), [("decoder", 2), ("upsampler", 3)])
+def test_a_sample_grid_was_drawn_on_the_way(stage: str, rows: int, runs: tuple[Path, Said, Said]) -> None:
+    with Image.open(runs[0] / "run" / stage / "samples" / "000000064.png") as sheet:
+        assert sheet.width / 8 == sheet.height / rows
 
 
 def test_called_again_everything_is_done(runs: tuple[Path, Said, Said]) -> None:
@@ -115,10 +118,26 @@ def test_called_again_everything_is_done(runs: tuple[Path, Said, Said]) -> None:
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
+def test_a_card_that_someone_wrote_on_outlives_a_call_that_changes_nothing(trained: Path) -> None:
+    card, manifest = trained / "README.md", trained / "pipeline.json"
+    card.write_text("my own words")
+    before = manifest.stat().st_mtime_ns
+    said = train(trained, "shapes-micro")
+    assert (said.status, said.out.splitlines()[0]) == (0, str(trained))
+    assert (card.read_text(), manifest.stat().st_mtime_ns) == ("my own words", before)
+    (trained / "decoder.safetensors").write_bytes(b"damaged")
+    assert train(trained, "shapes-micro").status == 0
+    assert dalle_2.load(trained, device="cpu").decoder.config.image_size == 32
+    card.write_text("my own words")
+    assert train(trained, "shapes-micro", "--set", "prior.run.images=80").status == 0
+    assert "| prior | 96 |" in card.read_text()  # another prior, another pipeline
+
+
 def test_a_longer_run_goes_on(trained: Path) -> None:
     said = train(trained, "prior", "shapes-micro", "--set", "prior.run.images=96")
     assert said.status == 0, said.err
     assert "prior: from image 64, to 96 images" in said.err
+    assert "embeddings" not in said.err  # they were finished before
     assert dalle_2.load(trained, device="cpu").prior.provenance["images"] == 96
 
 
@@ -203,9 +222,17 @@ def test_a_folder_trains_to_a_pipeline(folder_run: tuple[Path, Said], pictures: 
     assert said.status == 0, said.err
     assert f"training pictures on {pictures}" in said.err
     assert "expect pictures that resemble yours" in said.err
-    assert "11 of 12 pictures used, 1 skipped" in said.err
-    assert "07.png" in said.err
+    assert said.err.endswith("warning: 11 of 12 pictures used, 1 skipped\n  not a picture (1): 07.png\n")
     assert dalle_2.load(out, device="cpu").generate(["a red circle"], seeds=0).shape == (1, 3, 64, 64)
+
+
+def test_pictures_left_out_are_named_last_even_in_silence(pictures: Path, tmp_path: Path) -> None:
+    said = train(tmp_path, "clip", "--data", str(pictures), "--quiet")
+    assert (said.status, said.out) == (0, "")
+    assert said.err.startswith("stages done: clip; the pipeline needs the others too\nwarning: 11 of 12 pictures used")
+    assert "07.png" in said.err.splitlines()[-1]
+    again = train(tmp_path, "clip", "--data", str(pictures), "--quiet")
+    assert "warning" not in again.err  # nothing was read
 
 
 def test_a_folder_that_changed_is_not_taken_for_the_same(

@@ -1,8 +1,9 @@
-"""Tiny models, tiny data and a trainer of both, importable by the child processes that tests kill."""
+"""Tiny models, tiny data, a trainer of both and what compares two, importable by child processes that tests kill."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from dalle_2.models.prior import Prior, PriorConfig
 from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
 from dalle_2.training.progress import Report, Silent
 from dalle_2.training.trainer import DALLe2Trainer, TrainerSettings
+
+if TYPE_CHECKING:
+    import pytest
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -128,6 +132,55 @@ def train_on(folder: str, images: int, save_every: float) -> None:
         run.fit(images)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def user_batch(kind: str, rows: int = 6) -> dict[str, torch.Tensor]:
+    """A noised batch with exactly the names of the user's list."""
+    names = {"prior": ("z_t", "z_txt", "t", "eps"), "decoder": ("x_t", "z_img", "t", "x_0")}[kind]
+    noised = MODELS[kind]().noised(Pairs().batch(range(rows)), torch.Generator().manual_seed(0))
+    return {name: noised[name] for name in names}
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal to the last bit, through nested containers."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        for left, right in zip(a, b, strict=True):
+            assert_same(left, right)
+    else:
+        assert a == b
+
+
+def assert_same_run(a: DALLe2Trainer, b: DALLe2Trainer) -> None:
+    assert_same(a._state() | {"seconds": 0}, b._state() | {"seconds": 0})
+
+
+def all_finite(values: Any) -> bool:
+    if isinstance(values, dict):
+        return all(map(all_finite, values.values()))
+    return not isinstance(values, torch.Tensor) or bool(values.isfinite().all())
+
+
+def broken(model: nn.Module, at: set[int], monkeypatch: "pytest.MonkeyPatch") -> None:
+    """Makes the loss NaN in some calls."""
+    loss, calls = model.loss, []
+
+    def sometimes(batch: Any) -> Any:
+        calls.append(None)
+        parts = loss(batch)
+        return parts | {"loss": parts["loss"] * (math.nan if len(calls) in at else 1.0)}
+
+    monkeypatch.setattr(model, "loss", sometimes)
 
 
 def _seeded(build: Callable[[], M]) -> M:

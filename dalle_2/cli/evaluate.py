@@ -22,6 +22,7 @@ def evaluate(
     steps: Annotated[int | None, typer.Option(help="Of every stage; by default the pipeline's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Of the decoder; by default the pipeline's.")] = None,
     out: Annotated[Path, typer.Option(help="Where report.json, report.md and the sheets go.")] = Path("evaluation"),
+    card: Annotated[bool, typer.Option("--card", help="Write the figures into the pipeline's README.md.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -41,7 +42,7 @@ def evaluate(
     from dalle_2.paths import atomic_path, atomic_write_text
     from dalle_2.pipelines.folder import load
 
-    questions = chosen(splits, QUESTIONS)
+    questions, readme = chosen(splits, QUESTIONS), card_of(pipeline) if card else None
     whole = load(pipeline, device=device, dtype=dtype)
     settings = Settings(n=n, embeddings=embeddings, steps=steps, guidance=guidance)  # type: ignore[arg-type]
     if seed is not None:
@@ -60,6 +61,9 @@ def evaluate(
     atomic_write_text(out / "report.md", table(results) + "\n")
     typer.echo(table(results))
     typer.echo(f"report.json, report.md and the sheets (failures framed in red) are in {out}", err=True)
+    if readme:
+        write_card(readme, results, settings)
+        typer.echo(f"the figures are in {readme}", err=True)
 
 
 def chosen(splits: str, questions: Any) -> list[Any]:
@@ -70,6 +74,30 @@ def chosen(splits: str, questions: Any) -> list[Any]:
     if unknown:
         raise UsageError(f"no split {unknown[0]!r}: there are {', '.join(known)}")
     return [known[name] for name in names] or list(questions)
+
+
+def card_of(pipeline: str) -> Path:
+    """The README.md of a pipeline in a folder. Raises UsageError for a hub id, of which only a cached copy is here."""
+    from dalle_2.pipelines.find import HUB_ID, find_pipeline
+    from dalle_2.pipelines.manifest import CARD
+
+    if HUB_ID.fullmatch(pipeline) and not Path(pipeline).exists():
+        raise UsageError(f"--card writes into a pipeline's folder, and {pipeline!r} is none here: give a local folder")
+    return find_pipeline(pipeline) / CARD
+
+
+def write_card(path: Path, results: Any, settings: Any) -> None:
+    """Puts the figures, what they were measured with and what failed most into a model card."""
+    from dalle_2.evaluation.evaluate import table
+    from dalle_2.evaluation.failures import failures
+    from dalle_2.paths import atomic_write_text
+    from dalle_2.pipelines.card import default_card, with_figures
+    from dalle_2.pipelines.manifest import read_manifest
+
+    text = path.read_text(encoding="utf-8") if path.exists() else default_card(read_manifest(path.parent))
+    figures = f"`dalle2 evaluate`, per cent: {settings.described}.\n\n{table(results)}"
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    atomic_write_text(path, with_figures(text, figures, failures(verdicts)))
 
 
 def progress(title: str, total: int, quiet: bool) -> Any:

@@ -44,17 +44,22 @@ def train(
     from dalle_2.training.train import Training
 
     folder = out or TRAINED_MODELS / recipe.name
-    if not quiet:
-        typer.echo(expectation(recipe, folder), err=True)
     training = Training(
         recipe, folder, reporter=reporter(quiet=quiet), device=str(choose_device(device)),
         say=lambda line: None if quiet else typer.echo(line, err=True),
     )  # fmt: skip
-    pipeline = training.train(stages)
-    if pipeline is None:
-        typer.echo(f"stages done: {', '.join(stages)}; the pipeline needs the others too", err=True)
-    else:
-        typer.echo(f'{pipeline}\nnow: dalle2 generate "your words" --pipeline {pipeline}')
+    if not quiet:
+        typer.echo(expectation(recipe, folder), err=True)
+    try:
+        pipeline = training.train(stages)
+        if pipeline is None:
+            typer.echo(f"stages done: {', '.join(stages)}; the pipeline needs the others too", err=True)
+        else:
+            typer.echo(f'{pipeline}\nnow: dalle2 generate "your words" --pipeline {pipeline}')
+    finally:
+        # Whoever wants no progress still wants to know that pictures are missing.
+        if training.skipped:
+            typer.echo(f"warning: {training.skipped}", err=True)
 
 
 def split_stages(what: list[str]) -> tuple[tuple[str, ...], list[str]]:

@@ -1,8 +1,7 @@
-"""Data sets by name, parts of them, and batches whose order follows from the seed and the images seen."""
+"""Data sets by name, and batches whose order follows from the seed and the images seen."""
 
 import hashlib
 import inspect
-import operator
 import os
 import queue
 import threading
@@ -18,16 +17,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dalle_2.data.abs_dataset import AbsDataset, Example
-from dalle_2.data.image_folder import ImageFolder, Skipped, Skipping, SkipReport, read_or_next
+from dalle_2.data.image_folder import ImageFolder, Skipping, SkipReport
 from dalle_2.data.shapes import Shapes
-from dalle_2.errors import Dalle2Error, DataError, UsageError
+from dalle_2.errors import DataError, UsageError
 
 DATASETS: dict[str, type[AbsDataset]] = {"shapes": Shapes, "folder": ImageFolder}
 
-_HOLDOUT_EPOCH = 2**64 - 1  # no training run gets there, so a split never equals an epoch's order
 _SAMPLES = 16  # that a fingerprint looks at
 
 Batch = dict[str, Any]
@@ -62,72 +60,12 @@ def _build(cls: type[AbsDataset], options: Mapping[str, Any]) -> AbsDataset:
     return cls(**options)
 
 
-# Parts
-
-
-class Part(AbsDataset):
-    """The examples of `source` at `indices`; a broken picture is replaced from within the part."""
-
-    def __init__(self, source: AbsDataset, indices: Sequence[int] | np.ndarray) -> None:
-        self.source = source
-        self.indices = np.asarray(indices, dtype=np.int64)
-        self.name, self.size = source.name, source.size
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Example:
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of a part of {len(self)}")
-        example = read_or_next(self.read, range(len(self)), index)
-        if example is None:
-            raise DataError(f"none of the {len(self)} pictures in this part of {self.name!r} can be read")
-        return example
-
-    def read(self, index: int) -> Example | None:
-        """Example `index` itself, or None if its picture can't be read."""
-        inner = int(self.indices[index])
-        return self.source.read(inner) if isinstance(self.source, Skipping) else self.source[inner]
-
-    def report(self) -> SkipReport:
-        """What the whole source left out so far."""
-        return skip_report(self.source) or SkipReport(len(self.source), ())
-
-    def absorb(self, skipped: Iterable[Skipped]) -> None:
-        if isinstance(self.source, Skipping):
-            self.source.absorb(skipped)
-
-    def fingerprint(self) -> str:
-        return hashlib.sha256(data_fingerprint(self.source).encode() + self.indices.tobytes()).hexdigest()
-
-
-def split_holdout(dataset: AbsDataset, fraction: float, seed: int = 0) -> tuple[Part, Part]:
-    """(the rest, the held-out part); which example goes where follows from length, fraction and seed.
-
-    Either part gets at least one example unless the fraction is 0. Raises UsageError for a fraction outside
-    [0, 1) or too few examples.
-    """
-    if not 0 <= fraction < 1 or (fraction > 0 and len(dataset) < 2):
-        raise UsageError(
-            f"expected a fraction in [0, 1) of at least two examples, got {fraction} of {len(dataset)}"
-        )
-    held = 0 if fraction == 0 else min(max(round(fraction * len(dataset)), 1), len(dataset) - 1)
-    order = epoch_order(len(dataset), seed, _HOLDOUT_EPOCH)
-    return Part(dataset, np.sort(order[held:])), Part(dataset, np.sort(order[:held]))
+# What a data set says of itself
 
 
 def skip_report(dataset: object) -> SkipReport | None:
-    """What a data set, or the one it is built on, left out so far; None for one that never does."""
-    skipping = _skipping(dataset)
-    return skipping.report() if skipping is not None else None
-
-
-def _skipping(dataset: object) -> Skipping | None:
-    """The data set itself, or the one it is built on, if it may leave pictures out."""
-    while dataset is not None and not isinstance(dataset, Skipping):
-        dataset = getattr(dataset, "source", None)
-    return dataset
+    """What a data set left out so far; None for one that never does."""
+    return dataset.report() if isinstance(dataset, Skipping) else None
 
 
 @runtime_checkable
@@ -228,8 +166,8 @@ class Batches:
     `at(images)` sees what the uninterrupted one would have seen. Without `shuffle` neighbours stay together,
     as hard negatives must. A batch may reach over the end of an epoch; every batch has `batch_size` examples.
 
-    collate: examples -> batch; a data set with a `batch` method needs none. workers: processes that load; 0
-    loads where the batches are consumed. prefetch: batches that a background thread keeps ready; 0 for none.
+    collate: examples -> batch; a data set with a `batch` method needs none. prefetch: batches that a background
+    thread keeps ready; 0 for none.
     """
 
     dataset: Dataset[Any]
@@ -238,14 +176,13 @@ class Batches:
     seed: int = 0
     shuffle: bool = True
     start_image: int = 0
-    workers: int = 0
     prefetch: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or min(self.start_image, self.workers, self.prefetch) < 0:
+        if self.batch_size < 1 or min(self.start_image, self.prefetch) < 0:
             raise UsageError(
-                "batch_size must be at least 1, start_image, workers and prefetch at least 0; "
-                f"got {self.batch_size}, {self.start_image}, {self.workers} and {self.prefetch}"
+                "batch_size must be at least 1, start_image and prefetch at least 0; "
+                f"got {self.batch_size}, {self.start_image} and {self.prefetch}"
             )
         if self.length < 1:
             raise DataError("the data set is empty: expected at least one example")
@@ -270,28 +207,8 @@ class Batches:
             yield list(islice(order, self.batch_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self._from_workers() if self.workers else self._here()
+        batches = map(_reader(self.dataset, self.collate), self.indices())
         return Prefetch(batches, self.prefetch) if self.prefetch else batches
-
-    def _here(self) -> Iterator[Batch]:
-        return map(_reader(self.dataset, self.collate), self.indices())
-
-    def _from_workers(self) -> Iterator[Batch]:
-        loader: DataLoader[_Loaded] = DataLoader(
-            _WorkerSide(self.dataset, self.collate),
-            batch_size=None,
-            sampler=self.indices(),
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # or it would draw from the global one
-        )
-        skipping = _skipping(self.dataset)
-        for loaded in loader:
-            if skipping is not None:
-                skipping.absorb(loaded.skipped)
-            if loaded.error is not None:
-                raise loaded.error
-            yield loaded.batch
 
 
 def _reader(dataset: Any, collate_examples: Collate | None) -> Callable[[Sequence[int]], Batch]:
@@ -299,35 +216,6 @@ def _reader(dataset: Any, collate_examples: Collate | None) -> Callable[[Sequenc
         return dataset.batch
     join = collate_examples or collate
     return lambda indices: join([dataset[index] for index in indices])
-
-
-class _Loaded(NamedTuple):
-    """What a worker sends: a batch or the error it met, and the pictures it newly skipped."""
-
-    batch: Batch
-    error: Dalle2Error | None
-    skipped: tuple[Skipped, ...]
-
-
-class _WorkerSide(Dataset[_Loaded]):
-    def __init__(self, dataset: Dataset[Any], collate_examples: Collate | None) -> None:
-        self.dataset, self.collate = dataset, collate_examples
-        self._told = 0
-
-    def __getitem__(self, indices: list[int]) -> _Loaded:
-        batch, error = {}, None
-        try:
-            batch = _reader(self.dataset, self.collate)(indices)
-        except Dalle2Error as met:
-            error = met  # as a value: the loader would bury its sentence in a traceback
-        report = skip_report(self.dataset)
-        skipped = report.skipped[self._told :] if report is not None else ()
-        self._told += len(skipped)
-        return _Loaded(batch, error, skipped)
-
-
-def _as_it_is(loaded: Any) -> Any:
-    return loaded
 
 
 class Prefetch(Iterator[Any]):

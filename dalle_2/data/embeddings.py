@@ -3,7 +3,7 @@
 A store is a folder:
 
     z_img.npy  z_txt.npy   one row a picture, float16 or float32, ordinary NumPy files
-    manifest.json          what the rows are: encoder, data, space, how many of them are written
+    manifest.json          what the rows are: encoder, data, how many of them are written
 
 A build that was interrupted goes on behind the last finished chunk, and the finished files are the same to
 the last byte.
@@ -11,7 +11,6 @@ the last byte.
 
 import hashlib
 import io
-import json
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -49,11 +48,18 @@ class Manifest(Settings):
     encoder_id: str
     data_id: str
     data_name: str = ""
-    captions_id: str = ""
-    space: dict[str, Any] | None = None
     done: int = Field(0, ge=0)
     complete: bool = False
     sha256: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_first_written(cls, values: Any) -> Any:
+        """Version 0.1.0 wrote two more fields, which were always empty."""
+        empty = {"captions_id": "", "space": None}.items()
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if (key, value) not in empty}
 
     @property
     def row_bytes(self) -> int:
@@ -64,11 +70,9 @@ class Manifest(Settings):
 _IDENTITY = {
     "encoder_id": "encoder",
     "data_id": "data",
-    "captions_id": "captions",
     "count": "number of rows",
     "dim": "embedding width",
     "dtype": "dtype",
-    "space": "embedding space",
 }
 
 
@@ -76,7 +80,7 @@ class EmbeddingStore(Dataset[tuple[Tensor, Tensor]]):
     """A finished store, opened for reading. Row i holds picture i and its caption.
 
     `encoder_id`, `data_id`: what the caller expects the rows to be; None takes any. The files' headers and
-    lengths are checked at opening, their sha256 too when `thorough`.
+    lengths are checked at opening, their sha256 only by `verify`.
     Raises DataError naming what differs: no store, unfinished, truncated, changed, another encoder, other
     data.
     """
@@ -87,7 +91,6 @@ class EmbeddingStore(Dataset[tuple[Tensor, Tensor]]):
         *,
         encoder_id: str | None = None,
         data_id: str | None = None,
-        thorough: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
@@ -97,8 +100,6 @@ class EmbeddingStore(Dataset[tuple[Tensor, Tensor]]):
             self.folder, self.manifest, {key: value for key, value in expected.items() if value is not None}
         )
         self.z_img, self.z_txt = (_open_array(self.folder, name, self.manifest) for name in ARRAYS)
-        if thorough:
-            self.verify()
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -180,31 +181,32 @@ def build_store(
     dim: int,
     encoder_id: str,
     data_id: str,
-    chunk: int = 1024,
+    chunk: int = 256,
     dtype: Literal["float16", "float32"] = "float16",
     data_name: str = "",
-    captions_id: str = "",
-    space: Mapping[str, Any] | None = None,
+    on_begin: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EmbeddingStore:
     """Opens the finished store in `folder`, or computes what is missing of it and then opens it.
 
     `encode(rows)` is called once for each chunk of rows that isn't on the disk yet, in order, and never for
-    a finished store; `on_progress(done, count)` follows each chunk. `encoder_id` and `data_id` are
-    fingerprints of the weights and of the pictures with their captions (`data_fingerprint`); `space` is the
-    declared embedding space as plain JSON values. Raises DataError if the folder holds a store of something
-    else or a damaged one, or if the encoder returns other shapes or numbers that are not finite; OSError on
-    a full disk, after which the finished chunks are kept.
+    a finished store. `on_begin(done, count)` comes before the first of them, `on_progress(done, count)`
+    after each; a finished store calls neither. The finished files don't depend on `chunk`. `encoder_id` and
+    `data_id` are fingerprints of the weights and of the pictures with their captions (`data_fingerprint`).
+    Raises DataError if the folder holds a store of something else or a damaged one, or if the encoder
+    returns other shapes or numbers that are not finite; OSError on a full disk, after which the finished
+    chunks are kept.
     """
     if chunk < 1 or dataset_len < 1:
         raise UsageError(
             f"expected at least one row and chunks of at least one, got {dataset_len} rows, chunk {chunk}"
         )
     wanted = Manifest(
-        dim=dim, count=dataset_len, dtype=dtype, encoder_id=encoder_id, data_id=data_id, data_name=data_name,
-        captions_id=captions_id, space=space and json.loads(json.dumps(dict(space))),  # as read back later
-    )  # fmt: skip
+        dim=dim, count=dataset_len, dtype=dtype, encoder_id=encoder_id, data_id=data_id, data_name=data_name
+    )
     manifest = _begin(Path(folder), wanted)
+    if on_begin is not None and manifest.done < manifest.count:
+        on_begin(manifest.done, manifest.count)
     for rows in _missing(manifest, chunk):
         manifest = _add(Path(folder), manifest, rows, encode(rows))
         if on_progress is not None:

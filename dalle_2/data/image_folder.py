@@ -11,7 +11,7 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -76,13 +76,9 @@ class _EmptyFile(DataError):
 
 @runtime_checkable
 class Skipping(Protocol):
-    """A data set that may leave pictures out: `read` gives None where `[]` would give a neighbour."""
-
-    def read(self, index: int) -> Example | None: ...
+    """A data set that may leave pictures out, and says which."""
 
     def report(self) -> SkipReport: ...
-
-    def absorb(self, skipped: Iterable[Skipped]) -> None: ...
 
 
 class ImageFolder(AbsDataset):
@@ -173,11 +169,6 @@ class ImageFolder(AbsDataset):
         without_caption = sum(item.name not in self._captions for item in skipped)
         return SkipReport(len(self) + without_caption, skipped)
 
-    def absorb(self, skipped: Iterable[Skipped]) -> None:
-        """Adds what a copy of this folder in another process left out."""
-        for item in skipped:
-            self._skipped.setdefault(item.name, item)
-
     def fingerprint(self) -> str:
         """Follows from the pictures' names, sizes in bytes, captions and cut; not from `size`."""
         digest = hashlib.sha256(f"{self.resize}/{self.seed}\n".encode())
@@ -212,7 +203,9 @@ class ImageFolder(AbsDataset):
         return [name for name in names if name not in outside]
 
     def _example(self, index: int) -> Example:
-        example = read_or_next(self.read, range(len(self)), index)
+        """Example `index`, or the next that can be read, all the way round."""
+        examples = (self.read(k % len(self)) for k in range(index, index + len(self)))
+        example = next((example for example in examples if example is not None), None)
         if example is None:
             counts = ", ".join(f"{count} {reason}" for reason, count in self.report().counts.items())
             raise DataError(
@@ -238,15 +231,6 @@ class ImageFolder(AbsDataset):
 
     def _skip(self, name: str, reason: str, detail: str = "") -> None:
         self._skipped[name] = Skipped(name, reason, detail)
-
-
-def read_or_next(
-    read: Callable[[int], Example | None], order: Sequence[int], position: int
-) -> Example | None:
-    """The example at `order[position]`, or the next that can be read, all the way round; None without any."""
-    positions = range(position, position + len(order))
-    examples = (read(order[k % len(order)]) for k in positions)
-    return next((example for example in examples if example is not None), None)
 
 
 def _is_picture(name: str) -> bool:

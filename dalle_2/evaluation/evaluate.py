@@ -25,6 +25,9 @@ from dalle_2.models.dalle2 import DALLe2
 
 READ_AT = 256
 Embeddings = Literal["prior", "text", "image"]
+SOURCES = {
+    "prior": "by the prior", "text": "replaced by text embeddings", "image": "of true pictures (an upper bound)",
+}  # fmt: skip
 
 
 class Question(NamedTuple):
@@ -61,6 +64,14 @@ class Settings:
             raise UsageError(f"embeddings must be one of {', '.join(get_args(Embeddings))}, got {self.embeddings!r}")
         if min(self.n, self.batch) < 1:
             raise UsageError(f"n and batch must be at least 1 scene, got {self.n} and {self.batch}")
+
+    @property
+    def described(self) -> str:
+        """The settings in words, for reports."""
+        parts = [f"{self.n} scenes a row", f"seed {self.seed}", f"image embeddings {SOURCES[self.embeddings]}"]
+        parts += [] if self.steps is None else [f"steps {self.steps}"]
+        parts += [] if self.guidance is None else [f"guidance {self.guidance:g}"]
+        return ", ".join(parts)
 
 
 @dataclass

@@ -39,7 +39,7 @@ Mask = Float[np.ndarray, "h w"]
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A picture that shows no scene for certain, and why."""
+    """A picture that shows no scene for certain, and why: "kind of fault", or "kind of fault: what was measured"."""
 
     reason: str
 
@@ -101,7 +101,7 @@ def _regions(distance: Mask) -> Int[np.ndarray, "h w"]:
         raise _Refusal("most of the picture differs from its border")
     unevenness = float(distance[~mask].mean())
     if unevenness > MAX_UNEVENNESS:
-        raise _Refusal(f"the background is uneven by {unevenness:.0f} levels")
+        raise _Refusal(f"the background is uneven: by {unevenness:.0f} levels")
     regions = label(mask)
     if regions is None:
         raise _Refusal("noise")
@@ -113,10 +113,10 @@ def _kept(regions: Int[np.ndarray, "h w"]) -> list[int]:
     parts = np.bincount(regions.ravel())[1:] / regions.size
     specks = float(parts[parts < SPECK].sum())
     if specks > MAX_SPECKS:
-        raise _Refusal(f"specks cover {specks:.1%} of the picture")
+        raise _Refusal(f"specks cover too much of the picture: {specks:.1%}")
     kept = (np.flatnonzero(parts >= SPECK) + 1).tolist()
     if not 1 <= len(kept) <= 3:
-        raise _Refusal(f"{len(kept)} objects, expected 1 to 3")
+        raise _Refusal(f"other than one to three objects: {len(kept)} objects")
     return kept
 
 
@@ -135,7 +135,7 @@ def _read_object(
     side = picture.shape[0]
     radius = fit.radius / side
     if not RADIUS_RANGE[0] <= radius <= RADIUS_RANGE[1]:
-        raise _Refusal(f"a {fit.shape} has radius {radius:.2f} of the picture")
+        raise _Refusal(f"an object is too small or too large: a {fit.shape} of radius {radius:.2f} of the picture")
     return SceneObject(
         colour=_name(colour, COLOURS, "colour"),
         shape=fit.shape,
@@ -192,7 +192,7 @@ def _best_fit(cover: Mask) -> _Fit:
             f"no shape fits a region: the best is a {best.shape} with an overlap of {best.overlap:.2f}"
         )
     if best.overlap - second.overlap < MIN_SHAPE_LEAD:
-        raise _Refusal(f"a region may be a {best.shape} or a {second.shape}")
+        raise _Refusal(f"a region may be of two shapes: a {best.shape} or a {second.shape}")
     return best
 
 
@@ -242,7 +242,7 @@ def _name(colour: Colour, palette: dict[str, Rgb], what: str) -> str:
     errors = np.linalg.norm(known - given, axis=1)
     nearest, second = np.argsort(errors)[:2]
     if errors[nearest] > MAX_COLOUR_ERROR or errors[second] < MIN_COLOUR_LEAD * errors[nearest]:
-        raise _Refusal(f"the {what} {tuple(round(float(level)) for level in colour)} is not in the palette")
+        raise _Refusal(f"the {what} is not in the palette: {tuple(round(float(level)) for level in colour)}")
     return list(palette)[nearest]
 
 

@@ -1,6 +1,7 @@
-"""The model card of a pipeline folder, for when its maker writes none."""
+"""The model card of a pipeline folder: one for when its maker writes none, and the figures that go into any."""
 
 import json
+import re
 
 from dalle_2.pipelines.manifest import Manifest
 
@@ -17,6 +18,9 @@ dalle2 generate "PROMPT" --pipeline THIS_FOLDER
 {parts}
 """
 
+FIGURES = "## Figures and failures"
+_SECTION = re.compile(rf"^{FIGURES}[ \t]*$.*?(?=^##? |\Z)", re.MULTILINE | re.DOTALL)
+
 
 def default_card(manifest: Manifest) -> str:
     """Names the parts and what is known of their training."""
@@ -28,3 +32,9 @@ def default_card(manifest: Manifest) -> str:
         training = json.dumps(manifest.training, ensure_ascii=False, indent=1)
         card += f"\n## Training\n\n```json\n{training}\n```\n"
     return card
+
+
+def with_figures(card: str, table: str, failures: str) -> str:
+    """The card with one section of figures at its end, in place of an older one wherever that stood."""
+    rest = _SECTION.sub("", card).rstrip()
+    return f"{rest}\n\n{FIGURES}\n\n{table}\n\n{failures}\n".lstrip()

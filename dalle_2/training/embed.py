@@ -22,9 +22,13 @@ def embed(
     *,
     count: int,
     encoder_id: str,
+    on_begin: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EmbeddingStore:
-    """The embeddings of the first `count` examples, from the disk where they were computed before."""
+    """The embeddings of the first `count` examples, from the disk where they were computed before.
+
+    on_begin, on_progress: told `(done, count)` before the first and after each chunk that is computed now.
+    """
 
     def encode(rows: range) -> tuple[object, object]:
         examples = [dataset[row] for row in rows]
@@ -34,7 +38,7 @@ def embed(
     data_id = data_fingerprint(dataset)
     return build_store(
         store_folder(folder, encoder_id, data_id), count, encode, dim=encoder.dim, encoder_id=encoder_id,
-        data_id=data_id, data_name=dataset.name, on_progress=on_progress,
+        data_id=data_id, data_name=dataset.name, on_begin=on_begin, on_progress=on_progress,
     )  # fmt: skip
 
 

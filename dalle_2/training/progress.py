@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 @dataclass(frozen=True)
 class Report:
-    """One training step: images seen so far, those of the step, and its logged values."""
+    """One step: images seen so far, those of the step, and its logged values, none where nothing is learned."""
 
     images: int
     batch: int
@@ -42,6 +42,23 @@ class Silent:
         """Nothing."""
 
 
+class Counting:
+    """Tells a reporter of work that learns nothing; both calls take how many images are done, and of how many."""
+
+    def __init__(self, reporter: Reporter, name: str) -> None:
+        self._reporter, self._name, self._done = reporter, name, 0
+
+    def begin(self, done: int, count: int) -> None:
+        """Before the first step."""
+        self._done = done
+        self._reporter.start(self._name, done, count)
+
+    def advance(self, done: int, count: int) -> None:
+        """After each."""
+        self._reporter.step(Report(done, done - self._done, {}))
+        self._done = done
+
+
 @dataclass
 class Rate:
     """Images a second, forgetting slowly, and the seconds still to go."""
@@ -64,7 +81,7 @@ class Bar:
     def __init__(self, console: Console | None = None) -> None:
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.4f}"), TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]:.0f} images/s{task.fields[loss]}"), TimeRemainingColumn(),
         )  # fmt: skip
         self._progress = Progress(*columns, console=console or Console(stderr=True))
         self._task: TaskID | None = None
@@ -74,13 +91,13 @@ class Bar:
         """Shows the bar."""
         self._rate = Rate()
         self._progress.start()
-        self._task = self._progress.add_task(name, total=total, completed=images, rate=0.0, loss=float("nan"))
+        self._task = self._progress.add_task(name, total=total, completed=images, rate=0.0, loss="")
 
     def step(self, report: Report) -> None:
         """Moves the bar."""
         if self._task is not None:
             rate = self._rate.update(report.batch)
-            loss = report.values["loss"]
+            loss = f"  loss {report.values['loss']:.4f}" if "loss" in report.values else ""
             self._progress.update(self._task, completed=report.images, rate=rate, loss=loss)
 
     def close(self) -> None:
@@ -107,9 +124,10 @@ class Lines:
         if time.monotonic() - self._said < self.every:
             return
         self._said = time.monotonic()
-        values = "  ".join(f"{name} {value:.4f}" for name, value in report.values.items())
-        left = "" if not self._total else f"  {_minutes((self._total - report.images) / rate)} left"
-        self._say(f"{self._name}: {report.images:,} images  {rate:.0f} images/s  {values}{left}")
+        parts = [f"{report.images:,} images", f"{rate:.0f} images/s"]
+        parts += [f"{name} {value:.4f}" for name, value in report.values.items()]
+        parts += [f"{_minutes((self._total - report.images) / rate)} left"] if self._total else []
+        self._say(f"{self._name}: {'  '.join(parts)}")
 
     def close(self) -> None:
         """Nothing."""

@@ -5,13 +5,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dalle_2.config import Settings
+from dalle_2.errors import UsageError
 from dalle_2.models.clip import CLIPConfig
 from dalle_2.models.decoder import DecoderConfig
+from dalle_2.models.decoder_unet import DecoderUNetConfig
+from dalle_2.models.diffusion import DiffusionConfig
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.upsampler import UpsamplerConfig
 from dalle_2.training.precision import DType
 
 STAGES = ("clip", "prior", "decoder", "upsampler")
+RGB = 3
 
 
 class DataSettings(Settings):
@@ -53,12 +57,27 @@ class ClipStage(Settings):
     config: CLIPConfig = CLIPConfig()
     run: RunSettings = RunSettings(images=100_000)
 
+    @model_validator(mode="after")
+    def _learns_from_the_others(self) -> Self:
+        if self.encoder is None and self.run.batch < 2:
+            raise ValueError("CLIP learns to tell the pairs of a batch apart: run.batch must be at least 2, got 1")
+        if self.encoder is None and self.run.accumulate > 1:
+            raise ValueError(
+                f"parts of a batch would lack the others' pairs: run.accumulate must be 1, got {self.run.accumulate}"
+            )
+        return self
+
 
 class PriorStage(Settings):
     """The prior; `config.dim` and the spaces follow from CLIP and the embeddings."""
 
     config: PriorConfig = PriorConfig()
     run: RunSettings = RunSettings(images=100_000)
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        check_steps(self.config)
+        return self
 
 
 class DecoderStage(Settings):
@@ -67,12 +86,37 @@ class DecoderStage(Settings):
     config: DecoderConfig = DecoderConfig()
     run: RunSettings = RunSettings(images=100_000)
 
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        check_steps(self.config)
+        check_channels(self.config.unet, low_res=0)
+        return self
+
 
 class UpsamplerStage(Settings):
     """The upsampler; as the decoder."""
 
     config: UpsamplerConfig = UpsamplerConfig()
     run: RunSettings = RunSettings(images=100_000)
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        check_steps(self.config)
+        check_channels(self.config.unet, low_res=RGB)
+        return self
+
+
+def check_steps(config: DiffusionConfig) -> None:
+    """Refuses more default steps than the noise table has."""
+    if config.steps > config.T:
+        raise ValueError(f"config.steps must be at most config.T = {config.T}, got {config.steps}")
+
+
+def check_channels(unet: DecoderUNetConfig, *, low_res: int) -> None:
+    """Refuses a U-Net that doesn't draw RGB, or reads another number of channels beside the noised picture."""
+    for name, wanted in (("out_channels", RGB), ("low_res_channels", low_res)):
+        if getattr(unet, name) != wanted:
+            raise ValueError(f"config.unet.{name} must be {wanted} in this stage, got {getattr(unet, name)}")
 
 
 class Recipe(Settings):
@@ -100,6 +144,14 @@ class Recipe(Settings):
                 "upsampler.config.low_res_size equal"
             )
         return self
+
+    def check_device(self, device: str) -> None:
+        """Refuses, before any stage begins, a dtype that one of them can't be trained in there. Raises UsageError."""
+        stages = [stage for stage in STAGES if not (stage == "clip" and self.clip.encoder)]
+        runs = {stage: getattr(self, stage).run for stage in stages if getattr(self, stage) is not None}
+        halves = [stage for stage, run in runs.items() if run.dtype == "fp16"]
+        if halves and device == "cpu":
+            raise UsageError(f"{halves[0]}.run.dtype is fp16, which needs a GPU: on a CPU choose bf16 or fp32")
 
     def scaled(self, factor: float) -> "Recipe":
         """The same recipe with every stage's length multiplied: the way to spend more minutes, or fewer."""

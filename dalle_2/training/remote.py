@@ -3,8 +3,10 @@
 import json
 import os
 import posixpath
+import shutil
 import tempfile
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +20,21 @@ MARKER = "COMMITTED"
 SAGEMAKER_CHECKPOINTS = Path("/opt/ml/checkpoints")
 
 
+class Scratch:
+    """A temporary folder that goes when nobody holds this any more, at the latest with the process, unless kept."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="dalle2-"))
+        self._removal = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    def keep(self) -> None:
+        """Leaves the folder where it is, for good."""
+        self._removal.detach()
+
+
 @dataclass(frozen=True)
 class Mirror:
-    """`folder` is where the run works; `url`, if any, is where its state is kept.
+    """`folder` is where the run works, a `scratch` one if its state is kept elsewhere, at `url`.
 
     On AWS (`is_aws`) a machine may be taken away at any moment: state goes to the bucket named by `save_dir`, or to
     the folder that SageMaker copies to one. The way to a `save_dir` with "://" is tried before the first step.
@@ -29,6 +43,7 @@ class Mirror:
 
     folder: Path
     url: str | None = None
+    scratch: Scratch | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, save_dir: str | Path, *, is_aws: bool) -> Self:
@@ -40,7 +55,8 @@ class Mirror:
         text = os.fspath(save_dir)
         if "://" not in text:
             return cls(_durable(Path(text)) if is_aws else Path(text))
-        mirror = cls(Path(tempfile.mkdtemp(prefix="dalle2-")), text.rstrip("/"))
+        scratch = Scratch()
+        mirror = cls(scratch.folder, text.rstrip("/"), scratch)
         mirror._try_out()
         return mirror
 
@@ -61,6 +77,8 @@ class Mirror:
                 if posixpath.basename(path) != name:
                     files.rm_file(path)
         except (OSError, ValueError) as error:
+            if self.scratch:
+                self.scratch.keep()
             raise Dalle2Error(f"can't copy the state to {self.url} ({error}): it lies whole in {folder}") from error
 
     def download(self, folder: Path) -> None:

@@ -11,15 +11,17 @@ from dalle_2.config import Settings
 from dalle_2.data.abs_dataset import AbsDataset
 from dalle_2.data.dataset import data_fingerprint, load_dataset, skip_report
 from dalle_2.data.embeddings import EmbeddingStore
-from dalle_2.errors import UsageError
+from dalle_2.data.image_folder import SkipReport
+from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.folder import save
+from dalle_2.pipelines.manifest import read_manifest, sha256
 from dalle_2.training.card import training_card
 from dalle_2.training.embed import embed
-from dalle_2.training.progress import Report, Reporter, Silent
+from dalle_2.training.progress import Counting, Reporter, Silent
 from dalle_2.training.recipe import STAGES, Recipe
 from dalle_2.training.train_clip import train_clip
 from dalle_2.training.train_decoder import train_decoder
@@ -48,9 +50,18 @@ class Training:
     ) -> None:
         if recipe.data.source == PROCEDURAL and recipe.embeddings is None:
             raise UsageError(f"{PROCEDURAL} never ends: say how many pairs to embed, for example embeddings=20000")
+        recipe.check_device(device)
         self.recipe, self.out, self.device, self.say = recipe, Path(out), device, say
         self.run = self.out / "run"
         self.reporter: Reporter = reporter or Silent()
+        self._read: list[AbsDataset] = []
+
+    @property
+    def skipped(self) -> SkipReport | None:
+        """The pictures that could not be used so far, by all stages together; None where there is none."""
+        reports = [report for report in map(skip_report, self._read) if report is not None]
+        items = {item.name: item for report in reports for item in report.skipped}
+        return SkipReport(reports[0].found, tuple(items.values())) if items else None
 
     def train(self, stages: Sequence[str] = STAGES) -> Path | None:
         """Runs the named stages, skipping what is done; returns the pipeline folder once every stage is.
@@ -87,7 +98,7 @@ class Training:
 
     def _clip(self) -> None:
         stage = self.recipe.clip
-        dataset = self._dataset(stage.config.vision.image_size, self.recipe.data.clip_options, endless=True)
+        dataset = self._reading(stage.config.vision.image_size, self.recipe.data.clip_options, endless=True)
         train_clip(
             stage, dataset, self.run / "clip", shuffle=self.recipe.data.shuffle,
             seed=self.recipe.seed, reporter=self.reporter, device=self.device,
@@ -98,13 +109,13 @@ class Training:
 
     def _decoder(self) -> None:
         stage = self.recipe.decoder
-        dataset = self._dataset(stage.config.image_size)
+        dataset = self._reading(stage.config.image_size)
         train_decoder(stage, self.store, dataset, self.run / "decoder", **self._common())
 
     def _upsampler(self) -> None:
         stage = self.recipe.upsampler
         assert stage is not None
-        dataset = self._dataset(stage.config.image_size)
+        dataset = self._reading(stage.config.image_size)
         train_upsampler(stage, self.store, dataset, self.run / "upsampler", **self._common())
 
     def _common(self) -> dict[str, Any]:
@@ -121,24 +132,22 @@ class Training:
     @cached_property
     def store(self) -> EmbeddingStore:
         """The embeddings, computed once."""
-        dataset = self._dataset(self._clip_size())
-        self.reporter.start("embeddings", 0, len(dataset))
-        done = 0
-
-        def progress(images: int, count: int) -> None:
-            nonlocal done
-            self.reporter.step(Report(images, images - done, {"loss": 0.0}))
-            done = images
-
+        dataset = self._reading(self._clip_size())
+        watch = Counting(self.reporter, "embeddings")
         try:
             return embed(
-                self.encoder, dataset, self.run, count=len(dataset), encoder_id=self._encoder_id(), on_progress=progress
-            )
+                self.encoder, dataset, self.run, count=len(dataset), encoder_id=self._encoder_id(),
+                on_begin=watch.begin, on_progress=watch.advance,
+            )  # fmt: skip
         finally:
             self.reporter.close()
-            report = skip_report(dataset)
-            if report is not None and report.skipped:
-                self.say(str(report))
+            if self.skipped:  # every picture was opened by now, and most of the training is still to come
+                self.say(str(self.skipped))
+
+    def _reading(self, size: int, options: dict[str, Any] | None = None, *, endless: bool = False) -> AbsDataset:
+        """A data set whose pictures will be read, so that what can't be is known at the end."""
+        self._read.append(self._dataset(size, options, endless=endless))
+        return self._read[-1]
 
     def _dataset(self, size: int, options: dict[str, Any] | None = None, *, endless: bool = False) -> AbsDataset:
         data = self.recipe.data
@@ -212,24 +221,38 @@ class Training:
     # The end
 
     def _assemble(self) -> Path:
+        """The pipeline folder of the trained parts; one that holds them already stays as it is, card and all."""
+        origins = self._origins()
+        training = {"recipe": self.recipe.model_dump(mode="json"), "stages": origins}
+        if self._holds(training):
+            return self.out
         upsampler = [self._file("upsampler")] if self.recipe.upsampler else []
         encoder = self.encoder
         if isinstance(encoder.model, CLIP):
             encoder = CLIPEncoder(encoder.model.without_side_tasks(), tokenizer=encoder.tokenizer)
         pipeline = DALLe2(self._file("prior"), self._file("decoder"), encoder, upsampler_paths=upsampler)
-        origins = self._origins()
-        training = {"recipe": self.recipe.model_dump(mode="json"), "stages": origins}
         card, named = training_card(self.recipe, origins), self.recipe.clip.encoder
         return save(pipeline, self.out, name=self.recipe.name, training=training, card=card, clip=named)
 
+    def _holds(self, training: dict[str, Any]) -> bool:
+        """Whether the folder's pipeline comes of this very training and is whole."""
+        try:
+            manifest = read_manifest(self.out)
+        except CheckpointError:
+            return False
+        files = {self.out / part.file: part.sha256 for part in manifest.parts.values() if part.file}
+        whole = all(path.is_file() and sha256(path) == digest for path, digest in files.items())
+        return whole and manifest.training == training
+
     def _origins(self) -> dict[str, dict[str, Any]]:
-        """What each stage's weight file says of its making."""
+        """What each stage's weight file says of its making, and its digest, which no two trainings share."""
         origins = {}
         for stage in STAGES:
             if self._file(stage).exists():
                 checkpoint = load_checkpoint(self._file(stage))
                 weights = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-                origins[stage] = {**checkpoint.provenance, "parameters": weights}
+                digest = sha256(self._file(stage))
+                origins[stage] = {**checkpoint.provenance, "parameters": weights, "sha256": digest}
         return origins
 
 

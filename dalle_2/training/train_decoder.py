@@ -3,19 +3,16 @@
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from dalle_2.data.abs_dataset import AbsDataset
 from dalle_2.data.dataset import Batches
 from dalle_2.data.embeddings import EmbeddedImages, EmbeddingStore
-from dalle_2.images import grid, to_pils
 from dalle_2.models.decoder import Decoder
 from dalle_2.training.embed import measured_space
+from dalle_2.training.preview import preview_of
 from dalle_2.training.progress import Reporter
 from dalle_2.training.recipe import DecoderStage
 from dalle_2.training.stage import run_stage
-
-PREVIEWS = 8
 
 
 def train_decoder(
@@ -37,10 +34,6 @@ def train_decoder(
     model = Decoder.from_config(config).to(device)
     images = EmbeddedImages(store, dataset)
     batches = Batches(images, stage.run.batch, seed=seed, prefetch=3)
-    shown = images.batch(range(min(PREVIEWS, len(images))))
-
-    def preview(model: nn.Module) -> object:
-        drawn = model.sample(shown["z_img"].to(device), seeds=range(len(shown["z_img"])))  # type: ignore[operator]
-        return grid(to_pils(shown["image"]) + to_pils(drawn.cpu()), columns=len(shown["image"]))
-
-    return run_stage(model, "decoder", stage.run, batches, folder, seed=seed, reporter=reporter, preview=preview)
+    return run_stage(
+        model, "decoder", stage.run, batches, folder, seed=seed, reporter=reporter, preview=preview_of(images)
+    )

@@ -9,6 +9,7 @@ from dalle_2.data.dataset import Batches
 from dalle_2.data.embeddings import EmbeddedImages, EmbeddingStore
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.training.embed import measured_space
+from dalle_2.training.preview import preview_of
 from dalle_2.training.progress import Reporter
 from dalle_2.training.recipe import UpsamplerStage
 from dalle_2.training.stage import run_stage
@@ -31,5 +32,8 @@ def train_upsampler(
     config = stage.config.model_copy(update={"space": space, "unet": unet})
     torch.manual_seed(seed)
     model = Upsampler.from_config(config).to(device)
-    batches = Batches(EmbeddedImages(store, dataset), stage.run.batch, seed=seed, prefetch=3)
-    return run_stage(model, "upsampler", stage.run, batches, folder, seed=seed, reporter=reporter)
+    images = EmbeddedImages(store, dataset)
+    batches = Batches(images, stage.run.batch, seed=seed, prefetch=3)
+    return run_stage(
+        model, "upsampler", stage.run, batches, folder, seed=seed, reporter=reporter, preview=preview_of(images)
+    )

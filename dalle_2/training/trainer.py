@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from dalle_2.errors import CheckpointError, Dalle2Error, DataError, UsageError
-from dalle_2.images import grid, to_pils
 from dalle_2.models.modes import evaluating
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
@@ -21,6 +20,7 @@ from dalle_2.training.interrupt import stop_on_signals
 from dalle_2.training.log import TrainingLog
 from dalle_2.training.lr_schedule import LRSchedule
 from dalle_2.training.precision import DType, autocast, choose_dtype
+from dalle_2.training.preview import sample_grid
 from dalle_2.training.progress import Report, Reporter, Silent
 from dalle_2.training.remote import Mirror
 from dalle_2.training.state import load_state, save_state
@@ -30,7 +30,7 @@ ModelType = Literal["clip", "prior", "decoder", "upsampler"]
 Batch = dict[str, Tensor]
 
 MOST_SKIPPED = 10
-PREVIEWS = 8
+PREVIEWED = ("decoder", "upsampler")
 
 
 @runtime_checkable
@@ -77,9 +77,9 @@ class DALLe2Trainer:
     model: a Prior, Decoder, Upsampler or CLIP, that is, anything with `noised` and `loss`. model_type: its name.
     dataloader: gives clean pairs as dicts of tensors, an epoch an iteration. One with `at(images)`, as `Batches`, is
     endless and goes on at that image; any other, as PyTorch's DataLoader, is begun again and read as far as it was.
-    sampler: draws a decoder's sample grids, unless `preview` does: averaged model -> picture.
+    sampler: draws a decoder's or upsampler's sample grids, unless `preview` does: averaged model -> picture.
     save_dir: a folder or a URL ("s3://..."); the state of the run goes there, the log into the folder (of a URL: into
-    a temporary one). log_interval: steps between two lines of the log. is_aws: see `Mirror`.
+    a temporary one that goes with the trainer). log_interval: steps between two lines of the log. is_aws: see `Mirror`.
 
     The clock counts images. Noise, timesteps and dropout of a step follow from the seed and that clock, and so does the
     order of a DataLoader that shuffles without a generator of its own, so that a resumed run equals an uninterrupted
@@ -161,10 +161,15 @@ class DALLe2Trainer:
     def train_step(self, batch: Batch) -> float:
         """One optimiser step on a noised batch; returns its loss.
 
-        prior: `{z_t, z_txt, t, eps}`; decoder: `{x_t, z_img, t, x_0}`. A step whose loss or gradient is not finite
-        changes nothing and is counted; more than ten of them in a row raise an error.
+        prior: `{z_t, z_txt, t, eps}`; decoder: `{x_t, z_img, t, x_0}`. The model is put into training mode. A step
+        whose loss or gradient is not finite changes nothing and is counted; more than ten of them in a row raise an
+        error. Raises UsageError for a batch that lacks something, and for t outside 0 ... T-1.
         """
-        return self._step(self._placed(batch))["loss"]
+        batch = self._placed(batch)
+        check_timesteps(self.model, batch)
+        if not self.model.training:  # else parts of it may sleep on purpose
+            self.model.train()
+        return self._step(batch)["loss"]
 
     def save(self) -> None:
         """Writes the state of the run: model, average, optimiser and clocks."""
@@ -317,19 +322,15 @@ class DALLe2Trainer:
 
     def _preview_is_due(self, size: int) -> bool:
         every = self.settings.preview_every
-        drawn = self.preview is not None or (self.sampler is not None and self.model_type == "decoder")
+        drawn = self.preview is not None or (self.sampler is not None and self.model_type in PREVIEWED)
         return bool(drawn and every and self.images // every > (self.images - size) // every)
 
     def _preview(self, batch: Batch) -> None:
-        """The caller's picture, or true pictures above those that the decoder draws for their embeddings."""
-        with evaluating(self.best_model):
-            picture = self.preview(self.best_model) if self.preview else self._drawn(batch)
+        """The caller's picture, or what the model draws for the batch that it just learned from."""
+        model = self.best_model
+        with evaluating(model):
+            picture = self.preview(model) if self.preview else sample_grid(model, batch, self.sampler)
         self._log.picture(self.images, picture)
-
-    def _drawn(self, batch: Batch) -> Any:
-        true, z_img = batch["image"][:PREVIEWS], batch["z_img"][:PREVIEWS]
-        drawn = self.best_model.sample(z_img, sampler=self.sampler, seeds=range(len(z_img)))  # type: ignore[operator]
-        return grid(to_pils(true.cpu()) + to_pils(drawn.cpu()), columns=len(true))
 
     # Resuming
 
@@ -394,3 +395,13 @@ def check_table(model: nn.Module, noise_scheduler: NoiseScheduler | None) -> Non
             f"the trainer was given the noise table {noise_scheduler.described}, "
             f"the model has {own.described}: give the model's own"
         )
+
+
+def check_timesteps(model: nn.Module, batch: Batch) -> None:
+    """Refuses timesteps that the model's noise table lacks, which its embedding would take without a word."""
+    own = getattr(model, "noise_scheduler", None)
+    if own is not None and "t" in batch:
+        t = batch["t"]
+        inside = (t >= 0) & (t <= own.T - 1)
+        if not bool(inside.all()):
+            raise UsageError(f"t must lie in 0 ... {own.T - 1} ({own.described}), got {t[~inside].flatten()[0].item()}")
