@@ -161,11 +161,11 @@ def test_a_full_disk_leaves_the_older_pipeline_whole(folder: Path, monkeypatch: 
 # Names
 
 
-def test_names_mean_shipped_pipelines_then_folders_then_trained_ones(
+def test_names_mean_shipped_pipelines_then_trained_ones_then_folders(
     micro_pipeline: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(find, "shipped_pipelines", lambda: workdir / "shipped")
-    for place in ("shipped/tiny", "tiny", "trained_models/mine", "somewhere/else"):
+    for place in ("shipped/tiny", "tiny", "trained_models/mine", "mine", "somewhere/else"):
         shutil.copytree(micro_pipeline, workdir / place)
     assert find.find_pipeline("tiny") == workdir / "shipped" / "tiny"
     assert find.find_pipeline("./tiny") == Path("tiny")
@@ -176,6 +176,33 @@ def test_names_mean_shipped_pipelines_then_folders_then_trained_ones(
         dalle_2.load("tinny")
     with pytest.raises(UsageError, match="no pipeline 'Q': known are mine, tiny"):
         dalle_2.load("Q")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("trained_models/shapes-tinny", "no folder .*/shapes-tinny: did you mean trained_models/shapes-tiny"),
+        ("./trained_models/Q", "no folder trained_models/Q: trained_models holds shapes-tiny$"),
+        ("work/Q", "no folder work/Q: work holds no pipeline"),
+        ("work/notes.txt", "work/notes.txt is a file: give the folder of a pipeline"),
+    ],
+)
+def test_a_slip_in_a_path_is_not_looked_up_on_the_hub(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, name: str, hint: str
+) -> None:
+    monkeypatch.setattr(find, "_from_hub", lambda name: pytest.fail(f"{name} went to the hub"))
+    for folder in ("trained_models/shapes-tiny", "work"):
+        (workdir / folder).mkdir(parents=True)
+    for file in ("trained_models/shapes-tiny/pipeline.json", "work/notes.txt"):
+        (workdir / file).touch()
+    with pytest.raises(UsageError, match=hint):
+        find.find_pipeline(name)
+
+
+def test_a_name_with_a_slash_is_a_hub_id_where_no_folder_is(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "_from_hub", lambda name: Path("cache") / name)
+    (workdir / "trained_models").mkdir()
+    assert find.find_pipeline("someone/some-pipeline") == Path("cache/someone/some-pipeline")
 
 
 def test_a_hub_id_without_network_names_all_that_was_tried(workdir: Path) -> None:

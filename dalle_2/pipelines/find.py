@@ -16,11 +16,11 @@ HUB_FILES = ["*.json", "*.safetensors", "README.md"]
 
 
 def find_pipeline(source: str | os.PathLike[str]) -> Path:
-    """The folder of a pipeline: a shipped name, else a folder, else ./trained_models/NAME, else a hub id.
+    """The folder of a pipeline: a shipped name, else ./trained_models/NAME, else a folder, else a hub id.
 
-    A folder in the current directory that bears a shipped name is meant by "./NAME".
-    Raises UsageError for a name that is none of these, CheckpointError for a folder without a pipeline,
-    HubError for a hub id that is neither cached nor reachable.
+    A folder in the current directory that bears a known name is meant by "./NAME"; "FOLDER/NAME" in a folder that is
+    here is never a hub id. Raises UsageError for a name that is none of these, CheckpointError for a folder without a
+    pipeline, HubError for a hub id that is neither cached nor reachable.
     """
     if (shipped := known_pipelines().get(str(source))) is not None:
         return shipped
@@ -31,16 +31,34 @@ def find_pipeline(source: str | os.PathLike[str]) -> Path:
         if not (folder / MANIFEST).is_file():
             raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST}")
         return folder
+    _check_place(folder)
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return _from_hub(source)
     raise UsageError(f"there is no pipeline {str(source)!r}: {_hint(str(source))}, or give a folder or a hub id")
 
 
 def known_pipelines() -> Mapping[str, Path]:
-    """Pipelines that a bare name stands for: the shipped ones, then those in ./trained_models."""
+    """Pipelines that a bare name stands for: those in ./trained_models, and the shipped ones, which win."""
     homes = (TRAINED_MODELS, shipped_pipelines())
     folders = [path.parent for home in homes for path in sorted(home.glob(f"*/{MANIFEST}"))]
     return {folder.name: folder for folder in folders}
+
+
+def _check_place(folder: Path) -> None:
+    """Raises UsageError for a file, and for a folder that isn't there where the one around it is."""
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file: give the folder of a pipeline")
+    home = folder.parent
+    if home != Path() and home.is_dir():  # else a slip in a path would be looked up on the hub
+        raise UsageError(f"there is no folder {folder}: {_hint_in(home, folder.name)}")
+
+
+def _hint_in(home: Path, name: str) -> str:
+    close = get_close_matches(name, sorted(path.name for path in home.iterdir() if path.is_dir()), n=1)
+    if close:
+        return f"did you mean {home / close[0]}?"
+    held = ", ".join(sorted(path.parent.name for path in home.glob(f"*/{MANIFEST}")))
+    return f"{home} holds {held or 'no pipeline'}"
 
 
 def _hint(name: str) -> str:
