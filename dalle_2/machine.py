@@ -8,7 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-DtypeName = Literal["float32", "bfloat16"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+# The compute capabilities of NVIDIA's devices that multiply such matrices: Ampere's, Volta's.
+BFLOAT16_SINCE, FLOAT16_SINCE = (8, 0), (7, 0)
 
 # Instructions that multiply bfloat16 matrices; without them bfloat16 is emulated and slower than float32.
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -25,19 +28,27 @@ MATRIX_FLAGS = (
 
 
 def default_dtype(
-    device: str = "cpu", *, flags: Collection[str] | None = None, capability: tuple[int, int] | None = None
+    device: str = "cpu",
+    *,
+    capability: tuple[int, int] | None = None,
+    trains_transformer: bool = False,
+    flags: Collection[str] | None = None,
 ) -> DtypeName:
-    """The dtype that is fastest without care: bfloat16 where the hardware multiplies it, else float32.
+    """What a dtype of "auto" stands for: the smaller dtype that the hardware multiplies fast, else float32.
 
-    device: "cpu", "cuda", "cuda:1", "mps"; flags: the processor's instructions, by default this one's;
-    capability: that of the CUDA device (Ampere, 8.0, brought bfloat16).
+    device: "cpu", "cuda", "cuda:1", "mps"; capability: that of the CUDA device; flags: the processor's instructions,
+    by default this one's. A processor gains from bfloat16 only where transformers are trained in large batches.
     """
     if device.startswith("cuda"):
-        return "bfloat16" if capability is not None and capability >= (8, 0) else "float32"
-    if device == "cpu":
-        known = cpu_flags() if flags is None else flags
-        return "bfloat16" if any(flag in known for flag in BF16_FLAGS) else "float32"
-    return "float32"
+        return _cuda_dtype(capability or (0, 0))
+    known = (cpu_flags() if flags is None else flags) if device == "cpu" and trains_transformer else ()
+    return "bfloat16" if any(flag in known for flag in BF16_FLAGS) else "float32"
+
+
+def _cuda_dtype(capability: tuple[int, int]) -> DtypeName:
+    if capability >= BFLOAT16_SINCE:
+        return "bfloat16"
+    return "float16" if capability >= FLOAT16_SINCE else "float32"
 
 
 @cache

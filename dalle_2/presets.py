@@ -29,6 +29,7 @@ _TINY = Recipe(
     name="shapes-tiny",
     data=DataSettings(source="shapes", clip_options={"siblings": 4, "seed": 1}, shuffle=False),
     embeddings=60_000,
+    directions=48,
     clip=ClipStage(
         config=CLIPConfig(
             vision=VisionConfig(
@@ -43,20 +44,21 @@ _TINY = Recipe(
         run=RunSettings(images=160_000, batch=32, lr=2.5e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=4000),
     ),
     prior=PriorStage(
-        config=PriorConfig(target="x_0", dim=256, width=384, depth=3, heads=6, steps=25),
-        run=RunSettings(images=230_000, batch=128, lr=2e-3, ema_halflife=10_000),
+        config=PriorConfig(target="x_0", dim=256, width=384, depth=2, heads=6, steps=25, guidance=1.5),
+        run=RunSettings(images=240_000, batch=128, lr=1e-3, ema_halflife=10_000),
     ),
     decoder=DecoderStage(
         config=DecoderConfig(
             image_size=64,
             steps=20,
-            z_noise=0.3,
+            noisy=0.25,
+            z_noise=0.1,
             unet=DecoderUNetConfig(
-                channels=32, multiples=(1, 2, 4, 4), blocks=1, attention=(2, 3), head_channels=32, patch=2, t_dim=256,
-                z_map_channels=32, z_map_side=8, carry=True,
+                channels=32, multiples=(1, 2, 4, 4), blocks=1, attention=(2, 3), head_channels=32, patch=2, t_dim=128,
+                z_hidden=128, z_map_channels=32, z_map_side=8, carry=True,
             ),
         ),
-        run=RunSettings(images=64_000, batch=16, lr=1.5e-3, ema_halflife=4000, preview_every=10_000),
+        run=RunSettings(images=120_000, batch=16, lr=1.5e-3, ema_halflife=4000, preview_every=10_000),
     ),
     upsampler=UpsamplerStage(
         config=UpsamplerConfig(
@@ -87,7 +89,9 @@ _MICRO = override(
 )  # fmt: skip
 
 _FOLDER = override(
-    _TINY.model_copy(update={"name": "my-pictures", "data": DataSettings(source="."), "embeddings": None}),
+    _TINY.model_copy(
+        update={"name": "my-pictures", "data": DataSettings(source="."), "embeddings": None, "directions": None}
+    ),
     {"clip.run.images": 20_000, "clip.vocabulary": 2048, "prior.run.images": 60_000, "decoder.run.images": 20_000,
      "upsampler.run.images": 4_000},
 )  # fmt: skip
@@ -145,6 +149,7 @@ def on_folder(recipe: Recipe, folder: Path) -> Recipe:
             "name": folder.resolve().name,
             "data": DataSettings(source=folder_source(folder)),
             "embeddings": None,
+            "directions": None,
             "clip": recipe.clip.model_copy(update={"encoder": encoder}),
         }
     )

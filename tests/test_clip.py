@@ -355,9 +355,26 @@ def test_whitening_and_back(dim: int):
     assert space.finish(z) is z
 
 
+def test_a_basis_leaves_out_the_other_directions_and_nothing_more():
+    basis = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0][:4]
+    space = EmbeddingSpace(dim=6, basis=tuple(map(tuple, basis.tolist())), mean=(0.1,) * 4, std=(0.5,) * 4)
+    assert space.width == 4
+    z = torch.nn.functional.normalize(torch.randn(7, 6, dtype=torch.float64), dim=-1)
+    kept = space.finish(z @ basis.T @ basis)
+    seen = space.to_model(z)
+    assert seen.shape == (7, 4)
+    torch.testing.assert_close(space.to_model(kept), seen)
+    torch.testing.assert_close(space.from_model(seen), kept)
+    raw = EmbeddingSpace(dim=6, normalised=False, basis=space.basis)
+    torch.testing.assert_close(raw.to_model(z), z @ basis.T)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"basis": ((1.0, 0.0, 0.0),)}, "a direction of 3 numbers doesn't fit embeddings of 2"),
+        ({"basis": ()}, "basis needs 1 to 2 directions, got 0"),
+        ({"basis": ((1.0, 0.0),), "mean": (0, 0), "std": (1, 1)}, "mean has 2 numbers, the basis has 1"),
         ({"mean": (0, 0), "std": (1, 0)}, "above 0 everywhere, got 0.0 in dimension 1"),
         ({"mean": (0, 0)}, "both or neither"),
         ({"mean": (0,), "std": (1,)}, "mean has 1 numbers, an embedding has 2"),

@@ -275,15 +275,20 @@ class TestMachine:
             ("cpu", ("avx512f", "avx512_vnni"), None, "float32"),
             ("cpu", ("avx512_bf16",), None, "bfloat16"),
             ("cpu", ("amx_tile", "amx_bf16"), None, "bfloat16"),
-            ("cuda", (), (7, 5), "float32"),
+            ("cuda", (), (6, 1), "float32"),
+            ("cuda", (), (7, 5), "float16"),
             ("cuda:1", (), (9, 0), "bfloat16"),
+            ("cuda", ("amx_bf16",), None, "float32"),
             ("mps", (), None, "float32"),
         ],
     )
     def test_default_dtype(
         self, device: str, flags: tuple[str, ...], capability: tuple[int, int] | None, dtype: str
     ) -> None:
-        assert machine.default_dtype(device, flags=flags, capability=capability) == dtype
+        training = machine.default_dtype(device, flags=flags, capability=capability, trains_transformer=True)
+        assert training == dtype
+        sampling = machine.default_dtype(device, flags=flags, capability=capability)
+        assert sampling == ("float32" if device == "cpu" else dtype)
 
     def test_usable_cpus_respects_a_quota(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(machine, "_cgroup_limit", lambda: (50_000, 100_000))

@@ -15,6 +15,7 @@ from dalle_2.errors import ConfigError, UsageError
 from dalle_2.models.decoder import DecoderConfig, condition
 from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.diffusion import Diffusion
+from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.transformer import Transformer
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.timestep_embedding import sinusoid
@@ -151,6 +152,21 @@ def test_each_way_of_the_embedding_leads_to_the_picture() -> None:
     assert influence(0, summed=False) == 0
 
 
+def test_what_a_small_network_reads_is_stacked_under_the_embedding() -> None:
+    """Without its own numbers the U-Net still sees the embedding, and the other way round."""
+    model, x, t_emb = unet(z_hidden=3), noise(1, 3, 8, 8), noise(1, 16)
+
+    @torch.no_grad()
+    def influence() -> float:
+        return float((model(x, noise(1, DIM, seed=1), t_emb) - model(x, noise(1, DIM, seed=2), t_emb)).abs().max())
+
+    for blind in (slice(DIM), slice(DIM, None)):
+        assert influence() > 1e-4
+        model.embed_z.weight.data[:, blind] = 0
+        model.context.weight.data[:, blind] = 0
+    assert influence() == 0
+
+
 def test_a_carried_picture_is_added_by_a_factor_of_time() -> None:
     plain, carrying = unet(), unet(carry=True)
     carry = {"carry.weight": torch.ones(1, 16), "carry.bias": torch.zeros(1)}
@@ -224,6 +240,16 @@ def test_noising_draws_timesteps_noise_and_drops_at_their_rates() -> None:
     assert float(noised["eps"].std()) == pytest.approx(1, abs=0.03)
     assert float(noised["eps"].mean()) == pytest.approx(0, abs=0.03)
     assert not prior(drop=0.0).noised(clean(rows), generator())["dropped"].any()
+
+
+def test_a_share_of_the_rows_is_moved_to_the_noisiest_quarter() -> None:
+    rows, even = 4000, 1 - 0.3
+    t = prior(noisy=0.3).draw_timesteps(rows, generator())
+    assert set(t.tolist()) == set(range(T))
+    share = float((t >= 3 * T // 4).float().mean())
+    assert share == pytest.approx(0.3 + even / 4, abs=4 * (0.25 / rows) ** 0.5)
+    assert float(t[t < 3 * T // 4].float().mean()) == pytest.approx((3 * T // 4 - 1) / 2, rel=0.05)
+    assert int(prior(noisy=1.0).draw_timesteps(rows, generator()).min()) == 3 * T // 4
 
 
 @pytest.mark.parametrize("model", [prior(), decoder(), upsampler()], ids=lambda model: model.kind)
@@ -371,6 +397,33 @@ def test_the_prior_samples_into_its_space() -> None:
     assert torch.allclose(z.norm(dim=1), torch.ones(3), atol=1e-5)
 
 
+def narrow(width: int) -> EmbeddingSpace:
+    """A space whose networks see its first dimensions only."""
+    return EmbeddingSpace(dim=DIM, basis=tuple(map(tuple, torch.eye(DIM)[:width].tolist())), mean=(0.1,) * width,
+                          std=(0.5,) * width)  # fmt: skip
+
+
+def test_a_prior_of_few_directions_stays_in_them() -> None:
+    model = awake(prior(space=narrow(3)))
+    z = model.sample(noise(3, DIM), 4, seeds=[1, 2, 3])
+    assert z.shape == (3, DIM)
+    assert torch.allclose(z.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert z[:, :3].abs().min() > 0 == z[:, 3:].abs().max()
+    batch = model.noised(clean(5), generator())
+    assert batch["z_t"].shape == (5, 3)
+    assert model.loss(batch)["loss"].isfinite()
+
+
+def test_a_decoder_of_few_directions_is_blind_to_the_others() -> None:
+    model = awake(decoder({"z_dim": 3}, space=narrow(3), z_noise=0.1)).eval()
+    assert model.loss(model.noised(clean(5), generator()))["loss"].isfinite()
+    z = noise(1, DIM)
+    other = z + F.pad(noise(1, DIM - 3, seed=1), (3, 0))
+    for given, same in ((other, True), (z + F.pad(torch.ones(1, 1), (0, DIM - 1)), False)):
+        pictures = (model.sample(x, 2, seeds=[1]) for x in (z, given))
+        assert torch.allclose(*pictures, atol=1e-5) == same
+
+
 @pytest.mark.parametrize("eta", [-0.1, 1.0, math.nan])
 def test_eta_outside_its_range_is_refused(eta: float) -> None:
     with pytest.raises(UsageError, match="eta must be at least 0 and below 1"):
@@ -441,7 +494,7 @@ def test_without_an_embedding_the_null_embedding_stands_in() -> None:
     without = model.sample(None, low_res, 2, seeds=[0, 1])
     assert without.isfinite().all()
     null = model.space.from_model(model.network.null_z.detach()).expand(2, -1)
-    assert torch.equal(without, model.sample(null, low_res, 2, seeds=[0, 1]))
+    assert torch.allclose(without, model.sample(null, low_res, 2, seeds=[0, 1]), atol=1e-5)
     assert not torch.equal(without, model.sample(noise(2, DIM), low_res, 2, seeds=[0, 1]))
 
 

@@ -67,7 +67,7 @@ class Decoder(Diffusion):
         x_0 = batch["image"]
         x_t, t, eps = self.draw(x_0, generator)
         dropped = self.draw_dropped(len(x_0), self.config.drop, generator).to(x_0.device)
-        noise = torch.randn(batch["z_img"].shape, generator=generator).to(x_0.device)
+        noise = torch.randn((len(x_0), self.space.width), generator=generator).to(x_0.device)
         return {
             "x_t": x_t, "z_img": batch["z_img"], "t": t, "x_0": x_0,
             "eps": eps, "dropped": dropped, "z_noise": self.config.z_noise * noise,

@@ -28,6 +28,9 @@ class DecoderUNetConfig(Settings):
     squares a side, projected from it and stacked under the input. Convolutions know places only from their padding;
     where an embedding says what lies where, a small network learns layout from such a map several times sooner.
 
+    `z_hidden` lets a small network read that many numbers from the image embedding, which are stacked under the
+    embedding itself: which colour belongs to which shape is no linear matter.
+
     `carry` adds the noised picture, times a factor learned from the time embedding, to the output: where little noise
     is left, a network that predicts clean pictures then has only to correct what it is given.
     """
@@ -42,6 +45,7 @@ class DecoderUNetConfig(Settings):
     out_channels: int = Field(default=3, ge=1)
     low_res_channels: int = Field(default=0, ge=0)
     z_dim: int = Field(default=512, ge=1)
+    z_hidden: int = Field(default=0, ge=0)
     t_dim: int = Field(default=512, ge=1)
     context_tokens: int = Field(default=4, ge=0)
     z_map_channels: int = Field(default=0, ge=0)
@@ -115,10 +119,12 @@ class DecoderUNet(nn.Module):
         widths = [config.channels * multiple for multiple in config.multiples]
         folded = config.patch**2
         self.null_z = nn.Parameter(torch.zeros(config.z_dim))
-        self.embed_z = nn.Linear(config.z_dim, config.t_dim)
-        self.context = nn.Linear(config.z_dim, config.context_tokens * config.t_dim) if config.context_tokens else None
+        self.read_z = _reader(config.z_dim, config.z_hidden) if config.z_hidden else None
+        known = config.z_dim + config.z_hidden
+        self.embed_z = nn.Linear(known, config.t_dim)
+        self.context = nn.Linear(known, config.context_tokens * config.t_dim) if config.context_tokens else None
         mapped = config.z_map_channels
-        self.z_map = nn.Linear(config.z_dim, mapped * config.z_map_side**2) if mapped else None
+        self.z_map = nn.Linear(known, mapped * config.z_map_side**2) if mapped else None
         self.conv_in = nn.Conv2d(folded * (3 + config.low_res_channels) + mapped, widths[0], 3, padding=1)
 
         self.down, skips = nn.ModuleList(), [widths[0]]
@@ -160,13 +166,14 @@ class DecoderUNet(nn.Module):
         Raises UsageError for sides that aren't divisible by `config.factor`, and for another `low_res` than that.
         """
         self._check(x_t, low_res)
-        embedding = F.silu(t_emb + self.embed_z(z_img))
-        context = self.context(z_img).unflatten(1, (-1, self.config.t_dim)) if self.context is not None else None
+        z = z_img if self.read_z is None else torch.cat([z_img, self.read_z(z_img)], dim=1)
+        embedding = F.silu(t_emb + self.embed_z(z))
+        context = self.context(z).unflatten(1, (-1, self.config.t_dim)) if self.context is not None else None
 
         x = x_t if low_res is None else torch.cat([x_t, low_res], dim=1)
         x = F.pixel_unshuffle(x, self.config.patch)
         if self.z_map is not None:
-            x = torch.cat([x, self._mapped(self.z_map(z_img), x)], dim=1)
+            x = torch.cat([x, self._mapped(self.z_map(z), x)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
         skips = [x := self.conv_in(x)]
         for layer in self.down:
@@ -196,3 +203,7 @@ class DecoderUNet(nn.Module):
         side = self.config.z_map_side
         squares = rearrange(flat, "b (m h w) -> b m h w", h=side, w=side)
         return F.interpolate(squares, size=like.shape[-2:], mode="bilinear").to(like.dtype)
+
+
+def _reader(z_dim: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(z_dim, 4 * width), nn.GELU(), nn.Linear(4 * width, width))

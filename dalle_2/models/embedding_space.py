@@ -3,6 +3,7 @@
 Two parts fit together only if they speak of the same space, so every checkpoint carries its own.
 """
 
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -17,12 +18,14 @@ from dalle_2.errors import UsageError
 class EmbeddingSpace(Settings):
     """An embedding space of `dim` numbers.
 
-    normalised: embeddings have unit length. mean, std: whitening per dimension, both or neither.
-    scale: factor after whitening, so that a network sees values of about unit variance.
+    normalised: embeddings have unit length. basis: orthonormal rows of `dim` numbers, the directions that a network
+    sees; all others are left out (the paper keeps 319 of CLIP's 1024, section 2.2). mean, std: whitening per
+    direction, both or neither. scale: factor after whitening, so that a network sees values of about unit variance.
     """
 
     dim: int = Field(512, ge=1)
     normalised: bool = True
+    basis: tuple[tuple[float, ...], ...] | None = Field(None, repr=False)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     scale: float = Field(1.0, gt=0)
@@ -31,32 +34,53 @@ class EmbeddingSpace(Settings):
     def _consistent(self) -> Self:
         if (self.mean is None) != (self.std is None):
             raise ValueError("whitening needs mean and std: give both or neither")
+        for row in self.basis or ():
+            if len(row) != self.dim:
+                raise ValueError(f"a direction of {len(row)} numbers doesn't fit embeddings of {self.dim}")
+        if self.basis is not None and not 1 <= len(self.basis) <= self.dim:
+            raise ValueError(f"basis needs 1 to {self.dim} directions, got {len(self.basis)}")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and len(values) != self.dim:
+            if values is not None and len(values) != self.width:
+                what = "an embedding" if self.basis is None else "the basis"
                 raise ValueError(
-                    f"{name} has {len(values)} numbers, an embedding has {self.dim}: give one a dimension"
+                    f"{name} has {len(values)} numbers, {what} has {self.width}: give one a dimension"
                 )
         if self.std is not None and min(self.std) <= 0:
             where = self.std.index(min(self.std))
             raise ValueError(f"std must be above 0 everywhere, got {self.std[where]} in dimension {where}")
         return self
 
-    def to_model(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """CLIP's embedding -> what a network sees: (z - mean) / std · scale."""
+    @property
+    def width(self) -> int:
+        """How many numbers a network sees."""
+        return self.dim if self.basis is None else len(self.basis)
+
+    def to_model(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b {self.width}"]:
+        """CLIP's embedding -> what a network sees: its share in the basis, whitened and scaled.
+
+        That share is brought to unit length where embeddings have it: so an embedding and what is left of it after
+        the other directions were taken away look the same to a network.
+        """
+        if self._basis is not None:
+            z = self.finish(z @ self._basis.to(z).T)
         if self.mean is None or self.std is None:
             return z * self.scale
         return (z - z.new_tensor(self.mean)) / z.new_tensor(self.std) * self.scale
 
-    def from_model(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """The inverse of `to_model`. It does not restore unit length: see `finish`."""
+    def from_model(self, z: Float[Tensor, "*b {self.width}"]) -> Float[Tensor, "*b d"]:
+        """The inverse of `to_model`, inside the basis. It does not restore unit length: see `finish`."""
         z = z / self.scale
-        if self.mean is None or self.std is None:
-            return z
-        return z * z.new_tensor(self.std) + z.new_tensor(self.mean)
+        if self.mean is not None and self.std is not None:
+            z = z * z.new_tensor(self.std) + z.new_tensor(self.mean)
+        return z if self._basis is None else z @ self._basis.to(z)
 
     def finish(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """A raw or predicted embedding as a member of this space: of unit length if the space says so."""
         return torch.nn.functional.normalize(z, dim=-1) if self.normalised else z
+
+    @cached_property
+    def _basis(self) -> Float[Tensor, "{self.width} d"] | None:
+        return None if self.basis is None else torch.tensor(self.basis, dtype=torch.float64)
 
 
 def check_same(a: EmbeddingSpace, b: EmbeddingSpace, names: tuple[str, str]) -> None:

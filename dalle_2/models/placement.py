@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from dalle_2.errors import UsageError
+from dalle_2.machine import default_dtype
 
 DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
 }  # fmt: skip
-BFLOAT16_SINCE = (8, 0)  # Ampere multiplies bfloat16, older devices emulate it
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -25,14 +25,11 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """"auto" is bfloat16 on CUDA devices that multiply it, else float32: CPUs gain too little from it at small batches.
-
-    Raises UsageError for a dtype that no network runs in.
-    """
+def choose_dtype(name: str | torch.dtype, device: torch.device, *, trains_transformer: bool = False) -> torch.dtype:
+    """"auto" is `machine.default_dtype` of the device. Raises UsageError for a dtype that no network runs in."""
     if name == "auto":
-        quick = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE
-        return torch.bfloat16 if quick else torch.float32
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+        name = default_dtype(device.type, capability=capability, trains_transformer=trains_transformer)
     dtype = DTYPES.get(name) if isinstance(name, str) else name
     if dtype is None or dtype not in DTYPES.values():
         raise UsageError(f"dtype must be auto, {', '.join(DTYPES)}, got {name}")

@@ -18,7 +18,8 @@ class PriorConfig(DiffusionConfig):
     """The prior learns the noise by default, as the user drew it; the paper's learns `x_0`.
 
     `space` and `text_space` say how image and text embeddings are brought to unit variance before the network
-    sees them; without them L2-normalised embeddings are scaled by the square root of their length.
+    sees them, and which directions of the image embeddings it draws; without them L2-normalised embeddings are scaled
+    by the square root of their length.
     """
 
     target: Target = "eps"
@@ -47,7 +48,9 @@ class Prior(Diffusion):
         self.config = config
         self.space = config.space or unit_space(config.dim)
         self.text_space = config.text_space or unit_space(config.dim)
-        self.network = PriorTransformer(config.dim, config.depth, config.heads, width=config.width)
+        self.network = PriorTransformer(
+            config.dim, config.depth, config.heads, width=config.width, image_dim=self.space.width
+        )
         self.null_text = torch.nn.Parameter(torch.zeros(config.dim))
 
     @classmethod
@@ -58,9 +61,9 @@ class Prior(Diffusion):
     def forward(
         self,
         z_txt: Float[Tensor, "b {self.config.dim}"],
-        x_t: Float[Tensor, "b {self.config.dim}"],
+        x_t: Float[Tensor, "b {self.space.width}"],
         t_emb: Float[Tensor, "b {self.config.width}"],
-    ) -> Float[Tensor, "b {self.config.dim}"]:
+    ) -> Float[Tensor, "b {self.space.width}"]:
         """One denoising step: the prediction for noised embeddings `x_t`, which live in the whitened space."""
         return self.network(self.text_space.to_model(z_txt), x_t, t_emb)
 
@@ -106,6 +109,6 @@ class Prior(Diffusion):
         sampler = sampler or DDIMSampler(self.noise_scheduler)
         steps = self.default_steps if t is None else t
         x_0 = sampler.sample(
-            self, z_txt, tuple(z_txt.shape), steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
+            self, z_txt, (len(z_txt), self.space.width), steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
         )
         return self.space.finish(self.space.from_model(x_0))

@@ -114,15 +114,16 @@ class Upsampler(Diffusion):
         return self.mse(prediction, self.wanted(batch["x_t"], batch["t"], batch))
 
     def denoiser(
-        self, z_img: Float[Tensor, "b d"], *, low_res: Float[Tensor, "b 3 k k2"], guidance: float | None = None
+        self, z_img: Float[Tensor, "b d"] | None, *, low_res: Float[Tensor, "b 3 k k2"], guidance: float | None = None
     ) -> Denoiser:
-        """A denoiser over large pictures; `guidance` 1 is off, as in the paper."""
-        z = self.space.to_model(z_img)
+        """A denoiser over large pictures; `guidance` 1 is off, as in the paper. z_img None: the null embedding."""
+        null_z = self.network.null_z[None]
+        z = null_z.expand(len(low_res), -1) if z_img is None else self.space.to_model(z_img)
 
         def predict(x_t: Tensor, t: Tensor, z: Tensor, low_res: Tensor) -> Tensor:
             return self._predict(x_t, low_res, z, self.time(t))
 
-        null = {"z": self.network.null_z[None], "low_res": low_res}
+        null = {"z": null_z, "low_res": low_res}
         return self.guided(predict, null, {"z": z, "low_res": low_res}, guidance)
 
     @torch.no_grad()
@@ -146,26 +147,26 @@ class Upsampler(Diffusion):
             raise UsageError(f"the upsampler takes {size}-px pictures, got {got}: resize them first")
         sampler = sampler or DDIMSampler(self.noise_scheduler)
         large = self.config.image_size
-        z = self.space.from_model(self.network.null_z.expand(len(low_res), -1)) if z_img is None else z_img
-        bound = LowResDenoiser(self, low_res)
+        bound = LowResDenoiser(self, z_img)
         steps = self.default_steps if steps is None else steps
+        shape = (len(low_res), 3, large, large)
         return sampler.sample(
-            bound, z, (len(low_res), 3, large, large), steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
+            bound, low_res, shape, steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
         )
 
 
 class LowResDenoiser:
-    """An upsampler bound to its small pictures, so that samplers see the one call they know: `denoiser(z_cond)`."""
+    """An upsampler bound to an embedding, if there is one, so that samplers see the one call they know."""
 
-    def __init__(self, upsampler: Upsampler, low_res: Float[Tensor, "b 3 k k2"]) -> None:
-        self.upsampler, self.low_res = upsampler, low_res
+    def __init__(self, upsampler: Upsampler, z_img: Float[Tensor, "b d"] | None) -> None:
+        self.upsampler, self.z_img = upsampler, z_img
         # Two upsamplers in a row draw from two streams of noise.
         self.kind = f"upsampler-{upsampler.config.image_size}"
         self.noise_scheduler, self.spacing = upsampler.noise_scheduler, upsampler.spacing
 
-    def denoiser(self, z_cond: Float[Tensor, "b d"], *, guidance: float | None = None) -> Denoiser:
+    def denoiser(self, z_cond: Float[Tensor, "b 3 k k2"], *, guidance: float | None = None) -> Denoiser:
         """The upsampler's denoiser for these small pictures."""
-        return self.upsampler.denoiser(z_cond, low_res=self.low_res, guidance=guidance)
+        return self.upsampler.denoiser(self.z_img, low_res=z_cond, guidance=guidance)
 
 
 def enlarge(low_res: Float[Tensor, "b c k k2"], size: torch.Size | tuple[int, ...]) -> Float[Tensor, "b c h w"]:

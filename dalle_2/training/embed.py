@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from PIL import Image
 
 from dalle_2.data.abs_dataset import AbsDataset
@@ -11,8 +13,11 @@ from dalle_2.data.dataset import data_fingerprint
 from dalle_2.data.embeddings import EmbeddingStore, build_store, store_folder
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.training.foretold import foretold
 
 LEAST_STD = 1e-4
+BASIS_DIGITS = 7
+MEASURED = 50_000
 
 
 def embed(
@@ -42,10 +47,27 @@ def embed(
     )  # fmt: skip
 
 
-def measured_space(rows: np.ndarray, *, normalised: bool) -> EmbeddingSpace:
-    """The space whose whitening brings these embeddings to mean 0 and standard deviation 1 in every dimension."""
-    sample = rows[:: max(1, len(rows) // 50_000)].astype(np.float64)
+def image_space(store: EmbeddingStore, *, normalised: bool, directions: int | None = None) -> EmbeddingSpace:
+    """The measured space of a store's image embeddings, all of it or the `directions` that captions foretell best."""
+    basis = None if directions is None else foretold(thinned(store.z_img), thinned(store.z_txt), directions)
+    return measured_space(store.z_img, normalised=normalised, basis=basis)
+
+
+def measured_space(
+    rows: np.ndarray, *, normalised: bool, basis: Float[np.ndarray, "k d"] | None = None
+) -> EmbeddingSpace:
+    """The space whose whitening brings these embeddings to mean 0 and standard deviation 1 in every direction.
+
+    basis: the directions that a network will see; by default the dimensions.
+    """
+    sample = thinned(rows)
+    kept = None if basis is None else tuple(map(tuple, basis.round(BASIS_DIGITS).tolist()))
+    seen = EmbeddingSpace(dim=rows.shape[1], normalised=normalised, basis=kept)
+    sample = seen.to_model(torch.from_numpy(sample)).numpy()
     std = np.maximum(sample.std(axis=0), LEAST_STD)
-    return EmbeddingSpace(
-        dim=rows.shape[1], normalised=normalised, mean=tuple(sample.mean(axis=0).tolist()), std=tuple(std.tolist())
-    )
+    return seen.model_copy(update={"mean": tuple(sample.mean(axis=0).tolist()), "std": tuple(std.tolist())})
+
+
+def thinned(rows: np.ndarray) -> Float[np.ndarray, "n d"]:
+    """Enough of the rows to measure them, evenly spread, in float64."""
+    return rows[:: max(1, len(rows) // MEASURED)].astype(np.float64)

@@ -123,13 +123,15 @@ class Recipe(Settings):
     """Everything that `dalle2 train` needs to know.
 
     `embeddings`: how many pairs of a procedural data set are embedded for the later stages; a folder is always
-    embedded whole.
+    embedded whole. `directions`: how many directions of an image embedding prior, decoder and upsampler see, those
+    that captions foretell best; by default all.
     """
 
     name: str
     seed: int = Field(default=0, ge=0)
     data: DataSettings = DataSettings()
     embeddings: int | None = Field(default=None, ge=1)
+    directions: int | None = Field(default=None, ge=1)
     clip: ClipStage = ClipStage()
     prior: PriorStage = PriorStage()
     decoder: DecoderStage = DecoderStage()

@@ -119,8 +119,10 @@ class Training:
         train_upsampler(stage, self.store, dataset, self.run / "upsampler", **self._common())
 
     def _common(self) -> dict[str, Any]:
-        normalised = self.encoder.space.normalised
-        return {"normalised": normalised, "seed": self.recipe.seed, "reporter": self.reporter, "device": self.device}
+        return {
+            "normalised": self.encoder.space.normalised, "directions": self.recipe.directions,
+            "seed": self.recipe.seed, "reporter": self.reporter, "device": self.device,
+        }  # fmt: skip
 
     # What the stages stand on
 

@@ -111,9 +111,11 @@ class Transformer(nn.Module):
         """What `forward` gives at the last token; the last block works for that token alone."""
         if not self.blocks:
             return x[:, -1]
-        for block in self.blocks[:-1]:
-            x = block(x)
-        return self.blocks[-1].last(x)[:, 0]
+        *before, block = self.blocks
+        for earlier in before:
+            x = earlier(x)
+        assert isinstance(block, Block)
+        return block.last(x)[:, 0]
 
     def _keep(self, valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
         n = valid.shape[1]
