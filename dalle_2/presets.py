@@ -45,7 +45,7 @@ _TINY = Recipe(
     ),
     prior=PriorStage(
         config=PriorConfig(target="x_0", dim=256, width=384, depth=2, heads=6, steps=25, guidance=1.5),
-        run=RunSettings(images=240_000, batch=128, lr=1e-3, ema_halflife=10_000),
+        run=RunSettings(images=160_000, batch=128, lr=1e-3, ema_halflife=10_000),
     ),
     decoder=DecoderStage(
         config=DecoderConfig(
