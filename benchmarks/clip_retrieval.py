@@ -2,8 +2,8 @@
 
     python benchmarks/clip_retrieval.py [--pipeline shapes-tiny] [--scenes 400]
 
-Two objects, scenes that no training saw. First the share of pictures whose own caption is the nearest of all; then, for each
-kind of change, the share of pictures that are nearer to their own caption than to that of a scene with this one change.
+Two objects, scenes that no training saw. First the share of pictures whose own caption is the nearest of all; then, for
+each kind of change, the share of pictures that are nearer to their own caption than to one of a scene changed so.
 """
 
 import argparse
