@@ -29,7 +29,7 @@ _TINY = Recipe(
     name="shapes-tiny",
     data=DataSettings(source="shapes", clip_options={"siblings": 4, "seed": 1}, shuffle=False),
     embeddings=60_000,
-    directions=48,
+    directions=96,
     clip=ClipStage(
         config=CLIPConfig(
             vision=VisionConfig(
@@ -44,15 +44,14 @@ _TINY = Recipe(
         run=RunSettings(images=160_000, batch=32, lr=2.5e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=4000),
     ),
     prior=PriorStage(
-        config=PriorConfig(target="x_0", dim=256, width=384, depth=2, heads=6, steps=25, guidance=1.5),
-        run=RunSettings(images=160_000, batch=128, lr=1e-3, ema_halflife=10_000),
+        config=PriorConfig(target="x_0", dim=256, width=256, depth=1, heads=4, refine=6, steps=25, guidance=1.5),
+        run=RunSettings(images=2_000_000, batch=256, lr=2e-3, ema_halflife=20_000),
     ),
     decoder=DecoderStage(
         config=DecoderConfig(
             image_size=64,
             steps=20,
-            noisy=0.25,
-            z_noise=0.1,
+            z_noise=0.3,
             unet=DecoderUNetConfig(
                 channels=32, multiples=(1, 2, 4, 4), blocks=1, attention=(2, 3), head_channels=32, patch=2, t_dim=128,
                 z_hidden=128, z_map_channels=32, z_map_side=8, carry=True,
@@ -81,7 +80,7 @@ _MICRO = override(
     {
         "clip.run.images": 6_000, "clip.config.vision.depth": 2, "clip.config.text.depth": 2,
         "clip.captions": 5_000,
-        "prior.run.images": 20_000, "prior.config.width": 128, "prior.config.depth": 3, "prior.config.heads": 4,
+        "prior.run.images": 60_000, "prior.config.width": 128, "prior.config.refine": 3,
         "decoder.run.images": 4_000, "decoder.config.unet.channels": 32, "decoder.config.unet.multiples": (1, 2),
         "decoder.config.unet.attention": (1,),
         "upsampler.run.images": 1_000, "upsampler.config.unet.channels": 24,
@@ -92,7 +91,7 @@ _FOLDER = override(
     _TINY.model_copy(
         update={"name": "my-pictures", "data": DataSettings(source="."), "embeddings": None, "directions": None}
     ),
-    {"clip.run.images": 20_000, "clip.vocabulary": 2048, "prior.run.images": 60_000, "decoder.run.images": 20_000,
+    {"clip.run.images": 20_000, "clip.vocabulary": 2048, "prior.run.images": 400_000, "decoder.run.images": 20_000,
      "upsampler.run.images": 4_000},
 )  # fmt: skip
 

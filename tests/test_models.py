@@ -16,6 +16,7 @@ from dalle_2.models.decoder import DecoderConfig, condition
 from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.diffusion import Diffusion
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.layers.modulated import ModulatedBlock
 from dalle_2.models.layers.transformer import Transformer
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.timestep_embedding import sinusoid
@@ -93,8 +94,36 @@ def test_the_prior_sees_backwards_only() -> None:
     assert not torch.allclose(other_answer, answer)
 
 
-def test_the_prior_answers_row_by_row() -> None:
-    model = awake(PriorTransformer(DIM, 1, 2, width=16)).eval()
+def test_a_modulated_block_is_its_formula() -> None:
+    block = ModulatedBlock(6)
+    x, condition = noise(4, 6), noise(4, 6, seed=1)
+
+    def plain(x: Tensor, scale: float, shift: float) -> Tensor:
+        a, b = block.halves(F.layer_norm(x, (6,)) * (1 + scale) + shift).chunk(2, dim=-1)
+        return block.out(a * F.gelu(b))
+
+    assert torch.allclose(block(x, condition), x + plain(x, 0, 0), atol=1e-6)
+    block.modulation.bias.data = torch.tensor([0.3, -0.2, 2.0]).repeat_interleave(6)
+    assert torch.allclose(block(x, condition), x + 3 * plain(x, 0.3, -0.2), atol=1e-5)
+    block.modulation.weight.data.normal_()
+    assert not torch.allclose(block(x, condition), block(x, -condition), atol=1e-2)
+
+
+def test_refinement_sees_all_that_the_query_saw() -> None:
+    """Even where the transformer's own answer is cut off, every input still reaches the prediction."""
+    model = awake(PriorTransformer(DIM, 1, 2, width=16, image_dim=5, refine=2)).eval()
+    inputs = noise(3, DIM, seed=1), noise(3, 5, seed=2), noise(3, 16, seed=3)
+    model.transformer.last = lambda tokens: torch.zeros(len(tokens), 16)  # type: ignore[assignment, method-assign]
+    answer = model(*inputs)
+    assert answer.shape == (3, 5)
+    for argument in range(3):
+        changed = [x + (number == argument) for number, x in enumerate(inputs)]
+        assert not torch.allclose(model(*changed), answer, atol=1e-3)
+
+
+@pytest.mark.parametrize("refine", [0, 2])
+def test_the_prior_answers_row_by_row(refine: int) -> None:
+    model = awake(PriorTransformer(DIM, 1, 2, width=16, refine=refine)).eval()
     inputs = noise(5, DIM, seed=1), noise(5, DIM, seed=2), noise(5, 16, seed=3)
     rows = torch.cat([model(*(x[k : k + 1] for x in inputs)) for k in range(5)])
     assert torch.allclose(model(*inputs), rows, atol=1e-5)

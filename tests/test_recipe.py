@@ -88,7 +88,7 @@ def test_nested_tables_become_dotted_keys() -> None:
         ("decoder.run.images=0", "'decoder.run.images'.*got 0"),
         ("decoder.run.images=many", "'decoder.run.images'.*got 'many'"),
         ("decoder.run.images", "--set takes key=value, got 'decoder.run.images'"),
-        ("prior.config.heads=7", "width 384 must be a multiple of heads 7"),
+        ("prior.config.heads=7", "width 256 must be a multiple of heads 7"),
         ("decoder.config.image_size=32", "the decoder draws 32 px, but the upsampler takes 64 px"),
         ("decoder.config.image_size=60", "image_size 60 must be divisible by 16"),
         ("prior.config.T=20", "^'prior': config.steps must be at most config.T = 20, got 25$"),

@@ -27,6 +27,7 @@ class PriorConfig(DiffusionConfig):
     width: int = Field(default=512, ge=1)
     depth: int = Field(default=6, ge=0)
     heads: int = Field(default=8, ge=1)
+    refine: int = Field(default=0, ge=0)
     space: EmbeddingSpace | None = None
     text_space: EmbeddingSpace | None = None
 
@@ -49,7 +50,12 @@ class Prior(Diffusion):
         self.space = config.space or unit_space(config.dim)
         self.text_space = config.text_space or unit_space(config.dim)
         self.network = PriorTransformer(
-            config.dim, config.depth, config.heads, width=config.width, image_dim=self.space.width
+            config.dim,
+            config.depth,
+            config.heads,
+            width=config.width,
+            image_dim=self.space.width,
+            refine=config.refine,
         )
         self.null_text = torch.nn.Parameter(torch.zeros(config.dim))
 

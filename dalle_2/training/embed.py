@@ -13,7 +13,7 @@ from dalle_2.data.dataset import data_fingerprint
 from dalle_2.data.embeddings import EmbeddingStore, build_store, store_folder
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.embedding_space import EmbeddingSpace
-from dalle_2.training.foretold import foretold
+from dalle_2.training.principal import principal
 
 LEAST_STD = 1e-4
 BASIS_DIGITS = 7
@@ -47,27 +47,22 @@ def embed(
     )  # fmt: skip
 
 
-def image_space(store: EmbeddingStore, *, normalised: bool, directions: int | None = None) -> EmbeddingSpace:
-    """The measured space of a store's image embeddings, all of it or the `directions` that captions foretell best."""
-    basis = None if directions is None else foretold(thinned(store.z_img), thinned(store.z_txt), directions)
-    return measured_space(store.z_img, normalised=normalised, basis=basis)
+def measured_space(rows: np.ndarray, *, normalised: bool, directions: int | None = None) -> EmbeddingSpace:
+    """The space whose whitening brings these embeddings to mean 0 and standard deviation 1.
 
-
-def measured_space(
-    rows: np.ndarray, *, normalised: bool, basis: Float[np.ndarray, "k d"] | None = None
-) -> EmbeddingSpace:
-    """The space whose whitening brings these embeddings to mean 0 and standard deviation 1 in every direction.
-
-    basis: the directions that a network will see; by default the dimensions.
+    In every dimension; or, where there are more than `directions`, in that many principal ones, and over all of them
+    together: what is wide there decides what a scene is, and stays wide, so that noise covers it last.
     """
-    sample = thinned(rows)
-    kept = None if basis is None else tuple(map(tuple, basis.round(BASIS_DIGITS).tolist()))
-    seen = EmbeddingSpace(dim=rows.shape[1], normalised=normalised, basis=kept)
+    sample = rows[:: max(1, len(rows) // MEASURED)].astype(np.float64)
+    seen = EmbeddingSpace(dim=rows.shape[1], normalised=normalised)
+    if directions is None or directions >= seen.dim:
+        return whitened(seen, sample, np.maximum(sample.std(axis=0), LEAST_STD))
+    basis = principal(sample, directions).round(BASIS_DIGITS)
+    seen = seen.model_copy(update={"basis": tuple(map(tuple, basis.tolist()))})
     sample = seen.to_model(torch.from_numpy(sample)).numpy()
-    std = np.maximum(sample.std(axis=0), LEAST_STD)
-    return seen.model_copy(update={"mean": tuple(sample.mean(axis=0).tolist()), "std": tuple(std.tolist())})
+    return whitened(seen, sample, np.full(directions, np.sqrt(sample.var(axis=0).mean())))
 
 
-def thinned(rows: np.ndarray) -> Float[np.ndarray, "n d"]:
-    """Enough of the rows to measure them, evenly spread, in float64."""
-    return rows[:: max(1, len(rows) // MEASURED)].astype(np.float64)
+def whitened(space: EmbeddingSpace, seen: Float[np.ndarray, "n k"], std: Float[np.ndarray, "k"]) -> EmbeddingSpace:
+    """The space with the mean of what a network sees of some embeddings, and these deviations."""
+    return space.model_copy(update={"mean": tuple(seen.mean(axis=0).tolist()), "std": tuple(std.tolist())})

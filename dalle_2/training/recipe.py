@@ -123,8 +123,8 @@ class Recipe(Settings):
     """Everything that `dalle2 train` needs to know.
 
     `embeddings`: how many pairs of a procedural data set are embedded for the later stages; a folder is always
-    embedded whole. `directions`: how many directions of an image embedding prior, decoder and upsampler see, those
-    that captions foretell best; by default all.
+    embedded whole. `directions`: how many principal directions of an image embedding, at most, prior, decoder and
+    upsampler see; by default all of it.
     """
 
     name: str

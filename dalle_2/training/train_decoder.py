@@ -8,7 +8,7 @@ from dalle_2.data.abs_dataset import AbsDataset
 from dalle_2.data.dataset import Batches
 from dalle_2.data.embeddings import EmbeddedImages, EmbeddingStore
 from dalle_2.models.decoder import Decoder
-from dalle_2.training.embed import image_space
+from dalle_2.training.embed import measured_space
 from dalle_2.training.preview import preview_of
 from dalle_2.training.progress import Reporter
 from dalle_2.training.recipe import DecoderStage
@@ -28,7 +28,7 @@ def train_decoder(
     device: str = "cpu",
 ) -> Path:
     """Trains a decoder on `dataset`, whose pictures have its size; leaves `decoder.safetensors` in `folder`."""
-    space = image_space(store, normalised=normalised, directions=directions)
+    space = measured_space(store.z_img, normalised=normalised, directions=directions)
     unet = stage.config.unet.model_copy(update={"z_dim": space.width})
     config = stage.config.model_copy(update={"space": space, "unet": unet})
     torch.manual_seed(seed)

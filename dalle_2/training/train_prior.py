@@ -7,7 +7,7 @@ import torch
 from dalle_2.data.dataset import Batches
 from dalle_2.data.embeddings import EmbeddingPairs, EmbeddingStore
 from dalle_2.models.prior import Prior
-from dalle_2.training.embed import image_space, measured_space
+from dalle_2.training.embed import measured_space
 from dalle_2.training.progress import Reporter
 from dalle_2.training.recipe import PriorStage
 from dalle_2.training.stage import run_stage
@@ -28,7 +28,7 @@ def train_prior(
     config = stage.config.model_copy(
         update={
             "dim": store.dim,
-            "space": image_space(store, normalised=normalised, directions=directions),
+            "space": measured_space(store.z_img, normalised=normalised, directions=directions),
             "text_space": measured_space(store.z_txt, normalised=normalised),
         }
     )
