@@ -108,7 +108,7 @@ def preset(name: str) -> Recipe:
 
 
 def resolve(
-    names: Sequence[str], *, data: Path | None = None, changes: Sequence[str] = (), scale: float = 1.0
+    names: Sequence[str], *, data: str | Path | None = None, changes: Sequence[str] = (), scale: float = 1.0
 ) -> Recipe:
     """The recipe a command line means: a preset or a TOML file, a folder of pictures, changes, a length.
 
@@ -121,7 +121,7 @@ def resolve(
     return override(recipe.scaled(scale), dict(_pair(change) for change in changes))
 
 
-def _named(name: str, data: Path | None) -> Recipe:
+def _named(name: str, data: str | Path | None) -> Recipe:
     """A preset or a TOML file; a folder comes in below the file's own keys, which win."""
     values = read_toml(name) if name.endswith(".toml") else {"preset": name}
     base = values.pop("preset", None)
@@ -140,12 +140,12 @@ def flattened(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def on_folder(recipe: Recipe, folder: Path) -> Recipe:
+def on_folder(recipe: Recipe, folder: str | Path) -> Recipe:
     """The recipe for a folder of captioned pictures, with a published CLIP if one is in the local cache."""
     encoder = DEFAULT_CLIP if is_cached(DEFAULT_CLIP) else None
     return recipe.model_copy(
         update={
-            "name": folder.resolve().name,
+            "name": Path(folder).resolve().name,
             "data": DataSettings(source=folder_source(folder)),
             "embeddings": None,
             "directions": None,
@@ -154,9 +154,12 @@ def on_folder(recipe: Recipe, folder: Path) -> Recipe:
     )
 
 
-def folder_source(folder: Path) -> str:
-    """A folder as a data source: never mistaken for a data set's name, and the same from wherever it is named."""
-    return f"folder:{folder if '://' in str(folder) else folder.resolve()}"
+def folder_source(folder: str | Path) -> str:
+    """A folder as a data source: never mistaken for a data set's name, and the same from wherever it is named.
+
+    An address is taken as it is, and only as text: a Path would make one slash of its two.
+    """
+    return f"folder:{folder if '://' in str(folder) else Path(folder).expanduser().resolve()}"
 
 
 def _pair(change: str) -> tuple[str, str]:

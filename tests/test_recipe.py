@@ -35,6 +35,8 @@ def test_what_a_command_line_means(tmp_path: Path) -> None:
     folder = resolve([], data=tmp_path)
     assert (folder.name, folder.data.source, folder.embeddings) == (tmp_path.name, f"folder:{tmp_path}", None)
     assert folder.decoder == preset("my-pictures").decoder
+    address = resolve([], data="s3://bucket/my_cats")
+    assert (address.name, address.data.source) == ("my_cats", "folder:s3://bucket/my_cats")
     assert resolve(["shapes-micro"], data=tmp_path).decoder == preset("shapes-micro").decoder
 
 

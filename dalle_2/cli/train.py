@@ -14,7 +14,7 @@ WHAT = "A preset (shapes-tiny), a TOML file, or both a stage (clip, prior, decod
 
 def train(
     what: Annotated[list[str] | None, typer.Argument(help=WHAT, show_default=False)] = None,
-    data: Annotated[Path | None, typer.Option(help="Train on this folder of captioned pictures.")] = None,
+    data: Annotated[str | None, typer.Option(help="Train on this folder of captioned pictures, or s3://...")] = None,
     out: Annotated[Path | None, typer.Option(help="The pipeline's folder; by default trained_models/NAME.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="key=value over the recipe, e.g. decoder.run.images=50000.")

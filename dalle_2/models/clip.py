@@ -46,8 +46,12 @@ class TowerConfig(Settings):
 
 
 class VisionConfig(TowerConfig):
-    """The image tower. pool: the embedding is read from a class token, or from all patches, see `GridPool`.
-    mean and std normalise pictures in [0, 1]; the defaults leave [-1, 1] as it is."""
+    """The image tower. stem: patches come from one linear map, or from convolutions with `stem_blocks` residual blocks.
+
+    pool: the embedding is read from a class token, or from all patches, see `GridPool`; "grid_mean" is the grid of
+    format 1, for weights that were trained with it. mean and std normalise pictures in [0, 1]; the defaults leave
+    [-1, 1] as it is.
+    """
 
     width: int = Field(160, ge=1)
     depth: int = Field(4, ge=0)
@@ -121,8 +125,11 @@ class VisionTower(nn.Module):
         self.norm_in = nn.LayerNorm(width, eps=config.eps)
         self.transformer = _transformer(config, causal=False)
         self.norm_out = nn.LayerNorm(width, eps=config.eps)
-        grid = GridPool(width, patches, embed_dim, most=config.pool == "grid")
-        self.projection = _projection(width, embed_dim) if classes else grid
+        self.projection = (
+            _projection(width, embed_dim)
+            if classes
+            else GridPool(width, patches, embed_dim, most=config.pool == "grid")
+        )
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
