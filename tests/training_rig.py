@@ -187,3 +187,11 @@ def _seeded(build: Callable[[], M]) -> M:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return build()
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=generator(seed))

@@ -28,9 +28,6 @@ class DiffusionConfig(Settings):
     T: int = Field(default=1000, ge=1)
     schedule: Literal["cosine", "linear"] = "cosine"
     target: Target = "x_0"
-    noisy: float = Field(default=0.0, ge=0, le=1)
-    """Share of training rows that are moved to the noisiest quarter of the timesteps, where it is decided what lies
-    where; the others are spread evenly."""
     drop: float = Field(default=0.1, ge=0, lt=1)
     """Share of training rows whose condition is replaced by the null condition (classifier-free guidance)."""
     steps: int = Field(default=25, ge=1)
@@ -64,19 +61,10 @@ class Diffusion(nn.Module):
     def draw(
         self, x_0: Float[Tensor, "b *shape"], generator: torch.Generator
     ) -> tuple[Float[Tensor, "b *shape"], Int[Tensor, "b"], Float[Tensor, "b *shape"]]:
-        """Noises clean data at random timesteps: `(x_t, t, eps)` (DDPM, algorithm 1). The generator is a CPU one."""
-        t = self.draw_timesteps(len(x_0), generator).to(x_0.device)
+        """Noises clean data at uniform timesteps: `(x_t, t, eps)` (DDPM, algorithm 1). The generator is a CPU one."""
+        t = torch.randint(self.noise_scheduler.T, (len(x_0),), generator=generator).to(x_0.device)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         return self.noise_scheduler.add_noise(x_0, eps, t), t, eps
-
-    def draw_timesteps(self, rows: int, generator: torch.Generator) -> Int[Tensor, "{rows}"]:
-        """Uniform, but for the share of rows that is moved to the noisiest quarter."""
-        T = self.noise_scheduler.T
-        t = torch.randint(T, (rows,), generator=generator)
-        if not self.settings.noisy:
-            return t
-        moved = torch.rand(rows, generator=generator) < self.settings.noisy
-        return torch.where(moved, T - 1 - t // 4, t)
 
     def draw_dropped(self, rows: int, share: float, generator: torch.Generator) -> Bool[Tensor, "{rows}"]:
         """Which rows lose their condition."""
