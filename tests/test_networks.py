@@ -170,21 +170,6 @@ def test_each_way_of_the_embedding_leads_to_the_picture() -> None:
     assert influence(0, summed=False) == 0
 
 
-def test_what_a_small_network_reads_is_stacked_under_the_embedding() -> None:
-    """Without its own numbers the U-Net still sees the embedding, and the other way round."""
-    model, x, t_emb = unet(z_hidden=3), noise(1, 3, 8, 8), noise(1, 16)
-
-    @torch.no_grad()
-    def influence() -> float:
-        return float((model(x, noise(1, DIM, seed=1), t_emb) - model(x, noise(1, DIM, seed=2), t_emb)).abs().max())
-
-    for blind in (slice(DIM), slice(DIM, None)):
-        assert influence() > 1e-4
-        model.embed_z.weight.data[:, blind] = 0
-        model.context.weight.data[:, blind] = 0
-    assert influence() == 0
-
-
 def test_a_carried_picture_is_added_by_a_factor_of_time() -> None:
     plain, carrying = unet(), unet(carry=True)
     carry = {"carry.weight": torch.ones(1, 16), "carry.bias": torch.zeros(1)}
@@ -192,8 +177,17 @@ def test_a_carried_picture_is_added_by_a_factor_of_time() -> None:
     x, z, t_emb = noise(2, 3, 16, 16), noise(2, DIM, seed=1), noise(2, 16, seed=2)
     factor = F.silu(t_emb).sum(dim=1)[:, None, None, None]
     assert torch.allclose(carrying(x, z, t_emb), plain(x, z, t_emb) + factor * x, atol=1e-5)
-    with pytest.raises(ConfigError, match="out_channels must be 3, got 6"):
+    with pytest.raises(ConfigError, match="out_channels must be 3 and low_res_channels 0 or 3, got 6 and 0"):
         unet(carry=True, out_channels=6)
+
+
+def test_a_second_picture_is_carried_whole_until_training_says_otherwise() -> None:
+    torch.manual_seed(0)
+    model = DecoderUNet(parse(DecoderUNetConfig, UNET | {"carry": True, "low_res_channels": 3}))
+    low = noise(2, 3, 8, 8, seed=1)
+    assert torch.equal(model(noise(2, 3, 8, 8), noise(2, DIM), noise(2, 16), low_res=low), low)
+    with pytest.raises(ConfigError, match="low_res_channels 0 or 3, got 3 and 4"):
+        unet(carry=True, low_res_channels=4)
 
 
 def test_each_input_counts() -> None:

@@ -95,11 +95,12 @@ def test_nested_tables_become_dotted_keys() -> None:
         ("decoder.config.image_size=60", "image_size 60 must be divisible by 16"),
         ("prior.config.T=20", "^'prior': config.steps must be at most config.T = 20, got 25$"),
         ("decoder.config.steps=1001", "^'decoder': config.steps must be at most config.T = 1000, got 1001$"),
+        ("draft.config.image_size=32", "the decoder draws 64 px, but its draft 32 px: make"),
         ("upsampler.config.T=5", "^'upsampler': config.steps must be at most config.T = 5, got 6$"),
         ("clip.run.batch=1", "^'clip': CLIP learns to tell the pairs .*: run.batch must be at least 2, got 1$"),
         ("clip.run.accumulate=2", "^'clip': parts of a batch would lack .* run.accumulate must be 1, got 2$"),
-        ("decoder.config.unet.out_channels=6", "^'decoder.config.unet': carry .*: out_channels must be 3, got 6$"),
-        ("decoder.config.unet.low_res_channels=3", "config.unet.low_res_channels must be 0 in this stage, got 3$"),
+        ("decoder.config.unet.out_channels=6", "carry adds .*: out_channels must be 3 .* got 6 and 0$"),
+        ("decoder.config.unet.low_res_channels=3", "unet.low_res_channels must be 0 without a draft, got 3$"),
         ("upsampler.config.unet.out_channels=1", "^'upsampler': config.unet.out_channels must be 3 .* got 1$"),
         ("upsampler.config.unet.low_res_channels=0", "config.unet.low_res_channels must be 3 in this stage, got 0$"),
     ],
@@ -143,11 +144,16 @@ def test_half_precision_on_a_cpu_is_refused_before_the_first_stage(tmp_path: Pat
 
 def test_stages_that_can_not_run_are_refused(tmp_path: Path) -> None:
     training = Training(override(preset("shapes-tiny"), {"upsampler": None}), tmp_path)
-    with pytest.raises(UsageError, match="no stage 'upsampler': choose among clip, prior, decoder$"):
+    with pytest.raises(UsageError, match="no stage 'upsampler': choose among clip, prior, draft, decoder$"):
         training.train(["upsampler"])
     with pytest.raises(UsageError, match="the prior needs CLIP first: run `dalle2 train clip`"):
         training.train(["prior"])
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_draft_has_a_stage_of_its_own() -> None:
+    with pytest.raises(UsageError, match="'decoder': a draft is trained in a stage of its own: set `draft`"):
+        override(preset("shapes-tiny"), {"decoder.config.unet.low_res_channels": 3, "decoder.config.draft": {}})
 
 
 def test_only_lengths_may_change_in_the_middle() -> None:

@@ -24,6 +24,7 @@ MINUSCULE = {
                     "text.width": 32, "text.heads": 2, "embed_dim": 16, "phrases": 64, "thumbnail": 8},
     "prior": {"run.images": 64, "run.batch": 32, "config.width": 16, "config.depth": 1, "config.heads": 2,
               "config.steps": 2},
+    "draft": {"run.images": 64, "run.batch": 16, "config.image_size": 32, "config.width": 16, "config.channels": 8},
     "decoder": {"run.images": 64, "run.batch": 16, "run.preview_every": 64, "config.image_size": 32, "config.steps": 2,
                 "config.unet.channels": 16, "config.unet.t_dim": 16, "config.unet.head_channels": 16},
     "upsampler": {"run.images": 64, "run.batch": 16, "run.preview_every": 64, "config.image_size": 64,
@@ -32,9 +33,11 @@ MINUSCULE = {
 }  # fmt: skip
 
 
-def minuscule() -> list[str]:
+def minuscule(*without: str) -> list[str]:
     pairs: list[str] = []
     for section, values in MINUSCULE.items():
+        if section in without:
+            continue
         changes = values.items() if isinstance(values, dict) else [("", values)]
         pairs += [f"{section}.{key}={value}".replace(".=", "=") for key, value in changes]
     return [word for pair in pairs for word in ("--set", pair)]
@@ -56,7 +59,8 @@ def dalle2(*arguments: str) -> Said:
 
 
 def train(folder: Path, *arguments: str) -> Said:
-    return dalle2("train", "--out", str(folder), "--device", "cpu", *minuscule(), *arguments)
+    settings = minuscule("draft") if "--data" in arguments else minuscule()  # a folder has no draft
+    return dalle2("train", "--out", str(folder), "--device", "cpu", *settings, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +118,7 @@ def test_called_again_everything_is_done(runs: tuple[Path, Said, Said]) -> None:
     before = [path.stat().st_mtime_ns for path in files]
     again = train(runs[0], "shapes-micro")
     assert again.status == 0
-    assert [f"{stage}: done before" in again.err for stage in STAGES] == [True] * 4
+    assert [f"{stage}: done before" in again.err for stage in STAGES] == [True] * 5
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
@@ -151,7 +155,18 @@ def test_other_settings_are_refused_naming_them(trained: Path) -> None:
 def test_another_clip_is_refused(trained: Path) -> None:
     said = train(trained, "shapes-micro", "--set", "clip.run.images=80")
     assert said.status == 2
-    assert "trained with the CLIP you are about to change (prior, decoder, upsampler): choose another" in said.err
+    assert "trained with the CLIP you are about to change (prior, draft, decoder, upsampler): choose" in said.err
+
+
+def test_a_decoder_stands_on_one_draft(trained: Path) -> None:
+    """Which it holds as it was: with another, or none, it can't go on."""
+    said = train(trained, "draft", "shapes-micro", "--set", "draft.run.images=80")
+    assert said.status == 0, said.err
+    said = train(trained, "decoder", "shapes-micro", "--set", "draft.run.images=80")
+    assert (said.status, "run/decoder was begun with another draft: delete" in said.err) == (2, True)
+    shutil.rmtree(trained / "run" / "draft")
+    said = train(trained, "decoder", "shapes-micro")
+    assert (said.status, "the decoder works on a draft: run `dalle2 train draft`" in said.err) == (2, True)
 
 
 def test_a_stage_before_its_clip_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from dalle_2.data.dataset import Batches
 from dalle_2.models.clip import CLIP, CLIPConfig
 from dalle_2.models.decoder import Decoder, DecoderConfig
+from dalle_2.models.draft import Draft, DraftConfig
 from dalle_2.models.prior import Prior, PriorConfig
 from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
 from dalle_2.training.progress import Report, Silent
@@ -39,6 +40,16 @@ def decoder(unet: dict[str, Any] | None = None, **changes: Any) -> Decoder:
     return _seeded(lambda: Decoder.from_config(DecoderConfig.model_validate(values)))
 
 
+def draft(**changes: Any) -> Draft:
+    values = {"image_size": 8, "z_dim": DIM, "width": 16, "depth": 1, "channels": 8, **changes}
+    return _seeded(lambda: Draft.from_config(DraftConfig.model_validate(values)))
+
+
+def drafting(**changes: Any) -> Decoder:
+    """A decoder that works on a draft."""
+    return decoder({"low_res_channels": 3, "carry": True}, draft=draft().config.model_dump(), **changes)
+
+
 def upsampler(unet: dict[str, Any] | None = None, **changes: Any) -> Upsampler:
     network = {**UNET, "attention": (), "middle_attention": False, "low_res_channels": 3, **(unet or {})}
     values = {"T": T, "image_size": 16, "low_res_size": 8, "unet": network, **changes}
@@ -57,6 +68,7 @@ def clip(**changes: Any) -> CLIP:
 MODELS = {
     "prior": prior,
     "decoder": lambda: decoder({"dropout": 0.3}, z_noise=0.1),
+    "draft": lambda: draft(z_noise=0.1),
     "upsampler": upsampler,
     "clip": clip,
 }

@@ -7,9 +7,9 @@ import typer
 
 from dalle_2.errors import UsageError
 
-STAGES = ("clip", "prior", "decoder", "upsampler")
+STAGES = ("clip", "prior", "draft", "decoder", "upsampler")
 
-WHAT = "A preset (shapes-tiny), a TOML file, or both a stage (clip, prior, decoder, upsampler) and a preset."
+WHAT = "A preset (shapes-tiny), a TOML file, or both a stage (clip, prior, draft, decoder, upsampler) and a preset."
 
 
 def train(

@@ -24,6 +24,7 @@ class Kind(NamedTuple):
 KINDS = {
     "clip": Kind("dalle_2.models.clip", "CLIP", "CLIPConfig"),
     "prior": Kind("dalle_2.models.prior", "Prior", "PriorConfig"),
+    "draft": Kind("dalle_2.models.draft", "Draft", "DraftConfig"),
     "decoder": Kind("dalle_2.models.decoder", "Decoder", "DecoderConfig"),
     "upsampler": Kind("dalle_2.models.upsampler", "Upsampler", "UpsamplerConfig"),
 }

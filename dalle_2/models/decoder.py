@@ -10,16 +10,19 @@ from torch import Tensor
 from dalle_2.errors import UsageError
 from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
 from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
+from dalle_2.models.draft import Draft, DraftConfig
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.sampling.ddim_sampler import DDIMSampler, Step
 from dalle_2.sampling.denoiser import Denoiser
+from dalle_2.sampling.guidance import Condition
 
 
 class DecoderConfig(DiffusionConfig):
     """The decoder learns the clean picture by default, as the user drew it.
 
     `z_noise` is the standard deviation of noise added to whitened embeddings in training, so that the decoder
-    forgives a prior that is a little off.
+    forgives a prior that is a little off. `draft`: a generator that draws a first picture from the embedding, see
+    `Draft`; the U-Net then takes three `low_res_channels`.
     """
 
     clip: float | None = 1.0
@@ -27,6 +30,22 @@ class DecoderConfig(DiffusionConfig):
     unet: DecoderUNetConfig = DecoderUNetConfig()
     space: EmbeddingSpace | None = None
     z_noise: float = Field(default=0.0, ge=0)
+    draft: DraftConfig | None = None
+
+    @model_validator(mode="after")
+    def _draft_fits(self) -> "DecoderConfig":
+        wanted = 3 if self.draft else 0
+        if self.unet.low_res_channels != wanted:
+            raise ValueError(
+                f"unet.low_res_channels must be {wanted} {'with' if self.draft else 'without'} a draft, "
+                f"got {self.unet.low_res_channels}"
+            )
+        if self.draft and (self.draft.image_size, self.draft.z_dim) != (self.image_size, self.unet.z_dim):
+            raise ValueError(
+                f"the draft draws {self.draft.image_size} px from {self.draft.z_dim} numbers, the decoder "
+                f"{self.image_size} px from {self.unet.z_dim}: make them equal"
+            )
+        return self
 
     @model_validator(mode="after")
     def _size_fits(self) -> "DecoderConfig":
@@ -46,6 +65,7 @@ class Decoder(Diffusion):
         self.config = config
         self.space = config.space or unit_space(config.unet.z_dim)
         self.network = DecoderUNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.draft = Draft(config.draft) if config.draft else None
 
     @classmethod
     def from_config(cls, config: DecoderConfig) -> "Decoder":
@@ -59,7 +79,11 @@ class Decoder(Diffusion):
         t_emb: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b 3 h w"]:
         """One denoising step: the prediction for noised pictures `x_t`."""
-        return self.network(x_t, self.space.to_model(z_img), t_emb)
+        z = self.space.to_model(z_img)
+        return self.network(x_t, z, t_emb, low_res=self._drafted(z))
+
+    def _drafted(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 h w"] | None:
+        return None if self.draft is None else self.draft(z)
 
     def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Clean pairs `{z_img, image}` to `{x_t, z_img, t, x_0}`, with the noise and the rows that lose `z_img`."""
@@ -77,17 +101,21 @@ class Decoder(Diffusion):
         """The mean squared error for a noised batch `{x_t, z_img, t, x_0}`."""
         require(batch, "x_t", "z_img", "t")
         z = condition(self.space.to_model(batch["z_img"]), batch, self.network.null_z)
-        prediction = self.network(batch["x_t"], z, self.time(batch["t"]))
+        prediction = self.network(batch["x_t"], z, self.time(batch["t"]), low_res=self._drafted(z))
         return self.mse(prediction, self.wanted(batch["x_t"], batch["t"], batch))
 
     def denoiser(self, z_img: Float[Tensor, "b d"], *, guidance: float | None = None) -> Denoiser:
         """A denoiser over pictures; `guidance` 1 is off, None takes the default of the settings."""
         z = self.space.to_model(z_img)
 
-        def predict(x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
-            return self.network(x_t, z, self.time(t))
+        def predict(x_t: Tensor, t: Tensor, z: Tensor, low_res: Tensor | None = None) -> Tensor:
+            return self.network(x_t, z, self.time(t), low_res=low_res)
 
-        return self.guided(predict, {"z": self.network.null_z[None]}, {"z": z}, guidance)
+        return self.guided(predict, self._condition(self.network.null_z[None]), self._condition(z), guidance)
+
+    def _condition(self, z: Float[Tensor, "b d"]) -> Condition:
+        """What the network is told, with the draft made once for all steps."""
+        return {"z": z} if self.draft is None else {"z": z, "low_res": self.draft(z)}
 
     @torch.no_grad()
     def sample(

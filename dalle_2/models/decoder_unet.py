@@ -24,15 +24,12 @@ class DecoderUNetConfig(Settings):
     `attention` holds the levels (0 is the finest) that attend. `low_res_channels` are the channels of a second
     picture that is stacked under the noised one (the upsampler's condition).
 
-    `z_map_channels` adds a third way for the image embedding, beside the paper's two: a coarse map of `z_map_side`
-    squares a side, projected from it and stacked under the input. Convolutions know places only from their padding;
-    where an embedding says what lies where, a small network learns layout from such a map several times sooner.
+    `z_map_channels` stacks a coarse map of `z_map_side` squares a side, projected from the image embedding, under the
+    input. It served before decoders had a draft (see `Draft`), and is kept for those that were trained with it.
 
-    `z_hidden` lets a small network read that many numbers from the image embedding, which are stacked under the
-    embedding itself: which colour belongs to which shape is no linear matter.
-
-    `carry` adds the noised picture, times a factor learned from the time embedding, to the output: where little noise
-    is left, a network that predicts clean pictures then has only to correct what it is given.
+    `carry` adds the noised picture and the second one to the output, each times a factor learned from the time
+    embedding: a network that predicts clean pictures then has only to correct what it is given, the second picture
+    where there is much noise and the noised one where little is left.
     """
 
     channels: int = Field(default=128, ge=1)
@@ -45,7 +42,6 @@ class DecoderUNetConfig(Settings):
     out_channels: int = Field(default=3, ge=1)
     low_res_channels: int = Field(default=0, ge=0)
     z_dim: int = Field(default=512, ge=1)
-    z_hidden: int = Field(default=0, ge=0)
     t_dim: int = Field(default=512, ge=1)
     context_tokens: int = Field(default=4, ge=0)
     z_map_channels: int = Field(default=0, ge=0)
@@ -78,8 +74,11 @@ class DecoderUNetConfig(Settings):
 
     @model_validator(mode="after")
     def _carries_what_it_predicts(self) -> "DecoderUNetConfig":
-        if self.carry and self.out_channels != 3:
-            raise ValueError(f"carry adds the picture to the output: out_channels must be 3, got {self.out_channels}")
+        if self.carry and (self.out_channels != 3 or self.low_res_channels not in (0, 3)):
+            raise ValueError(
+                "carry adds pictures to the output: out_channels must be 3 and low_res_channels 0 or 3, "
+                f"got {self.out_channels} and {self.low_res_channels}"
+            )
         return self
 
     @property
@@ -119,12 +118,10 @@ class DecoderUNet(nn.Module):
         widths = [config.channels * multiple for multiple in config.multiples]
         folded = config.patch**2
         self.null_z = nn.Parameter(torch.zeros(config.z_dim))
-        self.read_z = _reader(config.z_dim, config.z_hidden) if config.z_hidden else None
-        known = config.z_dim + config.z_hidden
-        self.embed_z = nn.Linear(known, config.t_dim)
-        self.context = nn.Linear(known, config.context_tokens * config.t_dim) if config.context_tokens else None
+        self.embed_z = nn.Linear(config.z_dim, config.t_dim)
+        self.context = nn.Linear(config.z_dim, config.context_tokens * config.t_dim) if config.context_tokens else None
         mapped = config.z_map_channels
-        self.z_map = nn.Linear(known, mapped * config.z_map_side**2) if mapped else None
+        self.z_map = nn.Linear(config.z_dim, mapped * config.z_map_side**2) if mapped else None
         self.conv_in = nn.Conv2d(folded * (3 + config.low_res_channels) + mapped, widths[0], 3, padding=1)
 
         self.down, skips = nn.ModuleList(), [widths[0]]
@@ -151,7 +148,7 @@ class DecoderUNet(nn.Module):
 
         self.norm_out = group_norm(width)
         self.conv_out = zeroed(nn.Conv2d(width, folded * config.out_channels, 3, padding=1))
-        self.carry = zeroed(nn.Linear(config.t_dim, 1)) if config.carry else None
+        self.carry = _carry(config) if config.carry else None
 
     def forward(
         self,
@@ -166,14 +163,13 @@ class DecoderUNet(nn.Module):
         Raises UsageError for sides that aren't divisible by `config.factor`, and for another `low_res` than that.
         """
         self._check(x_t, low_res)
-        z = z_img if self.read_z is None else torch.cat([z_img, self.read_z(z_img)], dim=1)
-        embedding = F.silu(t_emb + self.embed_z(z))
-        context = self.context(z).unflatten(1, (-1, self.config.t_dim)) if self.context is not None else None
+        embedding = F.silu(t_emb + self.embed_z(z_img))
+        context = self.context(z_img).unflatten(1, (-1, self.config.t_dim)) if self.context is not None else None
 
-        x = x_t if low_res is None else torch.cat([x_t, low_res], dim=1)
-        x = F.pixel_unshuffle(x, self.config.patch)
+        pictures = [x_t] if low_res is None else [x_t, low_res]
+        x = F.pixel_unshuffle(torch.cat(pictures, dim=1), self.config.patch)
         if self.z_map is not None:
-            x = torch.cat([x, self._mapped(self.z_map(z), x)], dim=1)
+            x = torch.cat([x, self._mapped(self.z_map(z_img), x)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
         skips = [x := self.conv_in(x)]
         for layer in self.down:
@@ -188,7 +184,10 @@ class DecoderUNet(nn.Module):
                 x = layer(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
         x = F.pixel_shuffle(x, self.config.patch)
-        return x if self.carry is None else x + self.carry(F.silu(t_emb))[:, :, None, None] * x_t
+        if self.carry is not None:
+            factors = self.carry(F.silu(t_emb)).unflatten(1, (-1, 1, 1, 1))
+            x = x + (factors * torch.stack(pictures, dim=1)).sum(1)
+        return x
 
     def _check(self, x_t: Tensor, low_res: Tensor | None) -> None:
         height, width = x_t.shape[-2:]
@@ -205,5 +204,9 @@ class DecoderUNet(nn.Module):
         return F.interpolate(squares, size=like.shape[-2:], mode="bilinear").to(like.dtype)
 
 
-def _reader(z_dim: int, width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(z_dim, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+def _carry(config: DecoderUNetConfig) -> nn.Linear:
+    """The factors of the pictures that come in; at first none of the noised one and all of the second."""
+    pictures = 1 + config.low_res_channels // 3
+    layer = zeroed(nn.Linear(config.t_dim, pictures))
+    nn.init.constant_(layer.bias[1:], 1.0)
+    return layer

@@ -61,6 +61,6 @@ def _aids(recipe: Recipe) -> list[str]:
         aids.append("Its embeddings also had to tell the caption's phrases and a small copy of the picture.")
     if clip.centred and not recipe.clip.encoder:
         aids.append("Its embeddings are centred before they get unit length.")
-    if recipe.decoder.config.unet.z_map_channels:
-        aids.append("The decoder also reads its embedding as a coarse map stacked under the picture.")
+    if recipe.draft is not None:
+        aids.append("The decoder works on a draft, which a small generator draws from the embedding in one go.")
     return aids

@@ -1,4 +1,4 @@
-"""What a whole training is: its data, its four stages, and how long each of them runs."""
+"""What a whole training is: its data, its stages, and how long each of them runs."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -10,11 +10,12 @@ from dalle_2.models.clip import CLIPConfig
 from dalle_2.models.decoder import DecoderConfig
 from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.diffusion import DiffusionConfig
+from dalle_2.models.draft import DraftConfig
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.upsampler import UpsamplerConfig
 from dalle_2.training.precision import DType
 
-STAGES = ("clip", "prior", "decoder", "upsampler")
+STAGES = ("clip", "prior", "draft", "decoder", "upsampler")
 RGB = 3
 
 
@@ -80,8 +81,15 @@ class PriorStage(Settings):
         return self
 
 
+class DraftStage(Settings):
+    """The draft that the decoder then works on; `config.z_dim` and the space follow from CLIP and the embeddings."""
+
+    config: DraftConfig = DraftConfig()
+    run: RunSettings = RunSettings(images=500_000)
+
+
 class DecoderStage(Settings):
-    """The decoder; `config.unet.z_dim` and the space follow from CLIP and the embeddings."""
+    """The decoder; `config.unet.z_dim`, the space and the draft follow from the stages before."""
 
     config: DecoderConfig = DecoderConfig()
     run: RunSettings = RunSettings(images=100_000)
@@ -89,6 +97,8 @@ class DecoderStage(Settings):
     @model_validator(mode="after")
     def _can_be_used(self) -> Self:
         check_steps(self.config)
+        if self.config.draft is not None:
+            raise ValueError("a draft is trained in a stage of its own: set `draft` instead of `decoder.config.draft`")
         check_channels(self.config.unet, low_res=0)
         return self
 
@@ -134,6 +144,7 @@ class Recipe(Settings):
     directions: int | None = Field(default=None, ge=1)
     clip: ClipStage = ClipStage()
     prior: PriorStage = PriorStage()
+    draft: DraftStage | None = None
     decoder: DecoderStage = DecoderStage()
     upsampler: UpsamplerStage | None = UpsamplerStage()
 
@@ -144,6 +155,11 @@ class Recipe(Settings):
                 f"the decoder draws {self.decoder.config.image_size} px, but the upsampler takes "
                 f"{self.upsampler.config.low_res_size} px: make decoder.config.image_size and "
                 "upsampler.config.low_res_size equal"
+            )
+        if self.draft is not None and self.draft.config.image_size != self.decoder.config.image_size:
+            raise ValueError(
+                f"the decoder draws {self.decoder.config.image_size} px, but its draft "
+                f"{self.draft.config.image_size} px: make decoder.config.image_size and draft.config.image_size equal"
             )
         return self
 

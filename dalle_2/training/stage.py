@@ -1,4 +1,4 @@
-"""What the four stages have in common: an optimiser, a trainer, a run that goes on where it stopped, a weight file."""
+"""What the stages have in common: an optimiser, a trainer, a run that goes on where it stopped, a weight file."""
 
 import platform
 from collections.abc import Callable

@@ -25,6 +25,7 @@ from dalle_2.training.progress import Counting, Reporter, Silent
 from dalle_2.training.recipe import STAGES, Recipe
 from dalle_2.training.train_clip import train_clip
 from dalle_2.training.train_decoder import train_decoder
+from dalle_2.training.train_draft import train_draft
 from dalle_2.training.train_prior import train_prior
 from dalle_2.training.train_upsampler import train_upsampler
 from dalle_2.weights.checkpoint import load_checkpoint
@@ -85,6 +86,8 @@ class Training:
             return
         if stage != "clip" and not self._clip_is_there():
             raise UsageError(f"the {stage} needs CLIP first: run `dalle2 train clip` with the same recipe and folder")
+        if stage == "decoder" and self.recipe.draft is not None and not self._is_done("draft"):
+            raise UsageError("the decoder works on a draft: run `dalle2 train draft` with the same recipe and folder")
         if self._is_done(stage):
             self.say(f"{stage}: done before, in {self._file(stage)}")
             return
@@ -92,7 +95,10 @@ class Training:
         self._check_begun(stage, identity)
         if stage == "clip":
             self._check_nothing_stands_on_clip()
-        run = {"clip": self._clip, "prior": self._prior, "decoder": self._decoder, "upsampler": self._upsampler}
+        run = {
+            "clip": self._clip, "prior": self._prior, "draft": self._draft,
+            "decoder": self._decoder, "upsampler": self._upsampler,
+        }  # fmt: skip
         run[stage]()
         atomic_write_text(self.run / stage / "done.json", json.dumps(identity, indent=2))
 
@@ -107,10 +113,17 @@ class Training:
     def _prior(self) -> None:
         train_prior(self.recipe.prior, self.store, self.run / "prior", **self._common())
 
+    def _draft(self) -> None:
+        stage = self.recipe.draft
+        assert stage is not None
+        dataset = self._reading(stage.config.image_size)
+        train_draft(stage, self.store, dataset, self.run / "draft", **self._common())
+
     def _decoder(self) -> None:
         stage = self.recipe.decoder
         dataset = self._reading(stage.config.image_size)
-        train_decoder(stage, self.store, dataset, self.run / "decoder", **self._common())
+        draft = self._file("draft") if self.recipe.draft else None
+        train_decoder(stage, self.store, dataset, self.run / "decoder", draft=draft, **self._common())
 
     def _upsampler(self) -> None:
         stage = self.recipe.upsampler
@@ -185,6 +198,8 @@ class Training:
             "seed": self.recipe.seed, "embeddings": self.recipe.embeddings if stage != "clip" else None,
             "clip": self._encoder_id() if stage != "clip" else None,
         }  # fmt: skip
+        if stage == "decoder" and self.recipe.draft is not None:
+            identity["draft"] = sha256(self._file("draft")) if self._file("draft").exists() else None
         return identity
 
     def _check_begun(self, stage: str, identity: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The third stage: the decoder, on pictures and their embeddings."""
+"""The stage of the decoder, on pictures and their embeddings."""
 
 from pathlib import Path
 
@@ -7,11 +7,13 @@ import torch
 from dalle_2.data.abs_dataset import AbsDataset
 from dalle_2.data.dataset import Batches
 from dalle_2.data.embeddings import EmbeddedImages, EmbeddingStore
-from dalle_2.models.decoder import Decoder
+from dalle_2.models.checkpoints import load_model
+from dalle_2.models.decoder import Decoder, DecoderConfig
+from dalle_2.models.draft import Draft
 from dalle_2.training.embed import measured_space
 from dalle_2.training.preview import preview_of
 from dalle_2.training.progress import Reporter
-from dalle_2.training.recipe import DecoderStage
+from dalle_2.training.recipe import RGB, DecoderStage
 from dalle_2.training.stage import run_stage
 
 
@@ -26,15 +28,33 @@ def train_decoder(
     seed: int,
     reporter: Reporter,
     device: str = "cpu",
+    draft: Path | None = None,
 ) -> Path:
-    """Trains a decoder on `dataset`, whose pictures have its size; leaves `decoder.safetensors` in `folder`."""
+    """Trains a decoder on `dataset`, whose pictures have its size; leaves `decoder.safetensors` in `folder`.
+
+    draft: the weight file of a trained draft, which becomes part of the decoder and is not changed any more.
+    """
     space = measured_space(store.z_img, normalised=normalised, directions=directions)
     unet = stage.config.unet.model_copy(update={"z_dim": space.width})
     config = stage.config.model_copy(update={"space": space, "unet": unet})
     torch.manual_seed(seed)
-    model = Decoder.from_config(config).to(device)
+    model = (Decoder.from_config(config) if draft is None else on_draft(config, draft)).to(device)
     images = EmbeddedImages(store, dataset)
     batches = Batches(images, stage.run.batch, seed=seed, prefetch=3)
     return run_stage(
         model, "decoder", stage.run, batches, folder, seed=seed, reporter=reporter, preview=preview_of(images)
     )
+
+
+def on_draft(config: DecoderConfig, path: Path) -> Decoder:
+    """The untrained decoder that works on a trained draft."""
+    draft = load_model(path)
+    assert isinstance(draft, Draft)
+    unet = config.unet.model_copy(update={"low_res_channels": RGB})
+    # The decoder hands its draft whitened embeddings: one copy of the space is enough.
+    own = draft.config.model_copy(update={"space": None})
+    model = Decoder.from_config(config.model_copy(update={"unet": unet, "draft": own}))
+    assert model.draft is not None
+    model.draft.load_state_dict(draft.state_dict())
+    model.draft.requires_grad_(False)
+    return model

@@ -1,4 +1,4 @@
-"""The second stage: the prior, on embeddings alone."""
+"""The stage of the prior, on embeddings alone."""
 
 from pathlib import Path
 

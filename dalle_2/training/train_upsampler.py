@@ -1,4 +1,4 @@
-"""The fourth stage: the upsampler, on random crops of large pictures."""
+"""The stage of the upsampler, on random crops of large pictures."""
 
 from pathlib import Path
 

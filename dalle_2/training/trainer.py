@@ -26,7 +26,7 @@ from dalle_2.training.remote import Mirror
 from dalle_2.training.state import load_state, save_state
 from dalle_2.weights.checkpoint import load_tensors
 
-ModelType = Literal["clip", "prior", "decoder", "upsampler"]
+ModelType = Literal["clip", "prior", "draft", "decoder", "upsampler"]
 Batch = dict[str, Tensor]
 
 MOST_SKIPPED = 10
