@@ -104,7 +104,7 @@ _FOLDER = override(
         update={"name": "my-pictures", "data": DataSettings(source="."), **_OF_A_FOLDER}
     ),
     {"clip.run.images": 20_000, "clip.vocabulary": 2048, "prior.run.images": 400_000, "decoder.run.images": 20_000,
-     "upsampler.run.images": 4_000},
+     "decoder.config.drop": 0.1, "upsampler.run.images": 4_000},
 )  # fmt: skip
 
 PRESETS = {recipe.name: recipe for recipe in (_TINY, _MICRO, _FOLDER)}
