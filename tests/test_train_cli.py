@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from PIL import Image
 
 import dalle_2
 from dalle_2.cli.main import main
 from dalle_2.data.shapes import Shapes
+from dalle_2.models.checkpoints import load_model
 from dalle_2.presets import preset
 from dalle_2.training.recipe import STAGES
 
@@ -158,15 +160,31 @@ def test_another_clip_is_refused(trained: Path) -> None:
     assert "trained with the CLIP you are about to change (prior, draft, decoder, upsampler): choose" in said.err
 
 
-def test_a_decoder_stands_on_one_draft(trained: Path) -> None:
-    """Which it holds as it was: with another, or none, it can't go on."""
-    said = train(trained, "draft", "shapes-micro", "--set", "draft.run.images=80")
+def test_a_decoder_goes_on_with_a_draft_that_was_trained_longer(trained: Path) -> None:
+    longer = ["shapes-micro", "--set", "draft.run.images=80"]
+    before = drafts_of(trained / "run" / "decoder" / "decoder.safetensors")
+    assert train(trained, "draft", *longer).status == 0
+    said = train(trained, "decoder", *longer, "--set", "decoder.run.images=96")
     assert said.status == 0, said.err
-    said = train(trained, "decoder", "shapes-micro", "--set", "draft.run.images=80")
-    assert (said.status, "run/decoder was begun with another draft: delete" in said.err) == (2, True)
+    assert "decoder: from image 64, to 96 images" in said.err
+    after = drafts_of(trained / "run" / "decoder" / "decoder.safetensors")
+    alone = load_model(trained / "run" / "draft" / "draft.safetensors").state_dict()
+    assert all(torch.equal(after[name], alone[name]) for name in alone)
+    assert any(not torch.equal(after[name], before[name]) for name in alone)
+
+
+def drafts_of(decoder: Path) -> dict[str, torch.Tensor]:
+    return load_model(decoder, "decoder").draft.state_dict()
+
+
+def test_a_decoder_does_not_go_on_with_another_draft(trained: Path) -> None:
     shutil.rmtree(trained / "run" / "draft")
     said = train(trained, "decoder", "shapes-micro")
     assert (said.status, "the decoder works on a draft: run `dalle2 train draft`" in said.err) == (2, True)
+    other = ["shapes-micro", "--set", "draft.run.lr=0.5"]
+    assert train(trained, "draft", *other).status == 0
+    said = train(trained, "decoder", *other)
+    assert (said.status, "run/decoder was begun with another draft_begun.settings.run.lr" in said.err) == (2, True)
 
 
 def test_a_stage_before_its_clip_is_refused(tmp_path: Path) -> None:

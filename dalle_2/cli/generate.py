@@ -45,6 +45,9 @@ def generate(
     ] = None,
     prior_guidance: Annotated[float | None, typer.Option(min=0, help="The same of the prior.")] = None,
     no_prior: Annotated[bool, typer.Option("--no-prior", help="Text embeddings go to the decoder.")] = False,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Embeddings that the prior draws for a picture; the best is kept.")
+    ] = None,
     pipeline: Annotated[str, typer.Option(help="A shipped name, a folder, or a hub id.")] = DEFAULT,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
@@ -75,6 +78,7 @@ def generate(
         guidance=_given({"prior": prior_guidance, "decoder": guidance}),
         stage_steps=_given(stage_steps),
         use_prior=not no_prior,
+        candidates=candidates,
     )
     run = _Run(folder, format, not no_metadata, quiet, as_json)
     run.pictures(wanted, n, seed, settings, found, device, dtype)

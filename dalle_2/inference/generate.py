@@ -75,6 +75,7 @@ def plan_of(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, StageSe
         guidance=settings.guidance,
         stage_steps=settings.stage_steps,
         use_prior=settings.use_prior,
+        candidates=settings.candidates,
     )
 
 
@@ -110,6 +111,7 @@ def _pictures(
         guidance=settings.guidance,
         stage_steps=settings.stage_steps,
         use_prior=settings.use_prior,
+        candidates=settings.candidates,
         micro_batch=len(prompts),
         on_step=on_step,
     )

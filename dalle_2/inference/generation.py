@@ -17,6 +17,7 @@ class GenerationSettings(Settings):
     guidance: dict[str, float] = Field(default_factory=dict)
     stage_steps: dict[str, int] = Field(default_factory=dict)
     use_prior: bool = True
+    candidates: int | None = Field(None, ge=1)
     micro_batch: int | None = Field(None, ge=1)
 
 

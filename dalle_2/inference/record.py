@@ -18,6 +18,7 @@ def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Ima
         "pipeline_sha256": pipeline.fingerprint,
         "steps": {name: stage.steps for name, stage in plan.items()},
         "guidance": {name: stage.guidance for name, stage in plan.items()},
+        **({"candidates": plan["prior"].candidates} if "prior" in plan else {}),
         "eta": max(stage.eta for stage in plan.values()),
         "size": f"{image.width}x{image.height}",
         "device": pipeline.device.type,

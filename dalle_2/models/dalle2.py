@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
 from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.images import to_pils
+from dalle_2.models.candidates import best, scores
 from dalle_2.models.checkpoints import load_model
 from dalle_2.models.decoder import Decoder, require_eta
 from dalle_2.models.diffusion import Diffusion, unit_space
@@ -175,6 +177,7 @@ class DALLe2:
         stage_steps: Mapping[str, int] | None = None,
         use_prior: bool = True,
         last_stage: str | None = None,
+        candidates: int | None = None,
     ) -> dict[str, StageSettings]:
         """What `generate` would run with the same arguments, by stage.
 
@@ -189,7 +192,8 @@ class DALLe2:
         settings = {}
         for name, model in stages.items():
             wish = of_stage(own_steps, name, steps), of_stage(scales, name, None)
-            settings[name] = settled(name, model, self.defaults, wish[0], eta, wish[1])
+            drawn = candidates if name == "prior" else None
+            settings[name] = settled(name, model, self.defaults, wish[0], eta, wish[1], drawn)
         return settings
 
     def _check_names(self, *given: Mapping[str, Any]) -> None:
@@ -221,6 +225,7 @@ class DALLe2:
         stage_steps: Mapping[str, int] | None = None,
         use_prior: bool = True,
         last_stage: str | None = None,
+        candidates: int | None = None,
         micro_batch: int | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
@@ -232,6 +237,8 @@ class DALLe2:
             Each stage has its own stream of noise: a picture hangs on its prompt and seed, not on its batch.
         guidance: of the decoder, or by stage; 1 is off.
         use_prior: False gives the text embedding to the decoder. last_stage: stop after it, e.g. "decoder".
+        candidates: how many image embeddings the prior draws for each picture, of which the best is kept; by default
+            as many as the prior's settings say.
         micro_batch: pictures at a time. on_step: called with a stage's name and its `Step` after each step.
 
         Raises UsageError for arguments that make no sense, parts that don't fit each other, an empty prompt;
@@ -239,8 +246,9 @@ class DALLe2:
         """
         listed = check_prompts(prompts)
         plan = self.settings(
-            steps, eta, guidance=guidance, stage_steps=stage_steps, use_prior=use_prior, last_stage=last_stage
-        )
+            steps, eta, guidance=guidance, stage_steps=stage_steps,
+            use_prior=use_prior, last_stage=last_stage, candidates=candidates,
+        )  # fmt: skip
         rows = seed_rows(seeds, len(listed))
         size = self.micro_batch if micro_batch is None else micro_batch
         if size < 1:
@@ -269,6 +277,7 @@ class DALLe2:
         seeds: Sequence[int] | int | None = None,
         guidance: float | None = None,
         use_prior: bool = True,
+        candidates: int | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n d"]:
         """Image embeddings for prompts; without a prior, or with `use_prior` off, the text embeddings."""
@@ -277,7 +286,7 @@ class DALLe2:
         if prior is None:
             return self._encode_text(listed)
         self._check_fit({"prior": prior})
-        run = settled("prior", prior, self.defaults, steps, eta, guidance)
+        run = settled("prior", prior, self.defaults, steps, eta, guidance, candidates)
         return self._image_embeddings(self._encode_text(listed), run, seed_rows(seeds, len(listed)), on_step)
 
     def decode(
@@ -338,12 +347,20 @@ class DALLe2:
         assert prior is not None
 
         def draw() -> Tensor:
-            return prior.sample(
-                z_txt, run.steps, sampler=self.prior_sampler, eta=run.eta,
+            return prior.sample_candidates(
+                z_txt, run.candidates, run.steps, sampler=self.prior_sampler, eta=run.eta,
                 guidance=run.guidance, seeds=seeds, on_step=_watch("prior", on_step),
             )  # fmt: skip
 
-        return self._finite("prior", prior, draw)
+        drawn = self._finite("prior", prior, draw)
+        return drawn[:, 0] if run.candidates == 1 else best(drawn, scores(drawn, z_txt, self._seen(drawn)))
+
+    def _seen(self, z: Float[Tensor, "b k d"]) -> Float[Tensor, "b k d"] | None:
+        """What CLIP sees in the drafts of embeddings; None where the decoder makes no draft."""
+        drafts = self.decoder.drafts(z.flatten(0, 1)) if self._decoder is not None else None
+        if drafts is None:
+            return None
+        return rearrange(self._encode_images(to_pils(drafts.float())), "(b k) d -> b k d", k=z.shape[1])
 
     def _pictures(
         self, z_img: Tensor, run: StageSettings, seeds: list[int], on_step: OnStep | None

@@ -82,6 +82,11 @@ class Decoder(Diffusion):
         z = self.space.to_model(z_img)
         return self.network(x_t, z, t_emb, low_res=self._drafted(z))
 
+    @torch.no_grad()
+    def drafts(self, z_img: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 h w"] | None:
+        """What the draft alone makes of image embeddings, about in [-1, 1]; None for a decoder without one."""
+        return self._drafted(self.space.to_model(z_img))
+
     def _drafted(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 h w"] | None:
         return None if self.draft is None else self.draft(z)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -12,6 +13,7 @@ from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.prior_transformer import PriorTransformer
 from dalle_2.sampling.ddim_sampler import DDIMSampler, Step
 from dalle_2.sampling.denoiser import Denoiser, Target
+from dalle_2.sampling.noise import PictureNoise
 
 
 class PriorConfig(DiffusionConfig):
@@ -19,7 +21,8 @@ class PriorConfig(DiffusionConfig):
 
     `space` and `text_space` say how image and text embeddings are brought to unit variance before the network
     sees them, and which directions of the image embeddings it draws; without them L2-normalised embeddings are scaled
-    by the square root of their length.
+    by the square root of their length. `candidates`: how many embeddings a pipeline draws for a prompt unless it is
+    told otherwise; it goes on with the best of them, see `models/candidates.py`. The paper draws two.
     """
 
     target: Target = "eps"
@@ -28,6 +31,7 @@ class PriorConfig(DiffusionConfig):
     depth: int = Field(default=6, ge=0)
     heads: int = Field(default=8, ge=1)
     refine: int = Field(default=0, ge=0)
+    candidates: int = Field(default=1, ge=1)
     space: EmbeddingSpace | None = None
     text_space: EmbeddingSpace | None = None
 
@@ -112,9 +116,32 @@ class Prior(Diffusion):
         on_step: Callable[[Step], None] | None = None,
     ) -> Float[Tensor, "b d"]:
         """Image embeddings drawn for text embeddings in `t` steps, in the space that CLIP gives them."""
+        drawn = self.sample_candidates(
+            z_txt, 1, t, sampler=sampler, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
+        )
+        return drawn[:, 0]
+
+    @torch.no_grad()
+    def sample_candidates(
+        self,
+        z_txt: Float[Tensor, "b d"],
+        count: int,
+        t: int | None = None,
+        *,
+        sampler: DDIMSampler | None = None,
+        eta: float = 0.0,
+        guidance: float | None = None,
+        seeds: Sequence[int] | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Float[Tensor, "b {count} d"]:
+        """`count` image embeddings for each text embedding, of which the first is what `sample` draws at eta 0."""
         sampler = sampler or DDIMSampler(self.noise_scheduler)
         steps = self.default_steps if t is None else t
+        noise = PictureNoise.fresh(len(z_txt), self.kind) if seeds is None else PictureNoise(seeds, self.kind)
+        streams = [generator for generator in noise.generators for _ in range(count)]  # one a picture, read in turn
+        rows = z_txt.repeat_interleave(count, dim=0)
         x_0 = sampler.sample(
-            self, z_txt, (len(z_txt), self.space.width), steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
-        )
-        return self.space.finish(self.space.from_model(x_0))
+            self, rows, (len(rows), self.space.width), steps,
+            eta=eta, guidance=guidance, generators=streams, on_step=on_step,
+        )  # fmt: skip
+        return rearrange(self.space.finish(self.space.from_model(x_0)), "(b k) d -> b k d", k=count)

@@ -25,11 +25,12 @@ class StageDefaults(Settings):
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What one stage of a run is sampled with."""
+    """What one stage of a run is sampled with. candidates: of the prior, see `PriorConfig`; 1 elsewhere."""
 
     steps: int
     guidance: float
     eta: float
+    candidates: int = 1
 
 
 def settled(
@@ -39,10 +40,11 @@ def settled(
     steps: int | None,
     eta: float,
     guidance: float | None,
+    candidates: int | None = None,
 ) -> StageSettings:
-    """The caller's wish, else the pipeline's default, else the part's own.
+    """The caller's wish, else the pipeline's default, else the part's own. candidates: None for the part's own.
 
-    Raises UsageError for steps outside 1 ... T, eta outside [0, 1), and guidance below 0.
+    Raises UsageError for steps outside 1 ... T, eta outside [0, 1), guidance below 0, and fewer candidates than one.
     """
     require_eta(eta)
     own, T = model.settings, model.noise_scheduler.T
@@ -52,7 +54,10 @@ def settled(
         raise UsageError(f"steps must be a whole number from 1 to {T} for the {name}, got {steps}")
     if not 0 <= guidance < float("inf"):
         raise UsageError(f"guidance must be a number from 0 up for the {name}, got {guidance}; 1 is off")
-    return StageSettings(steps, float(guidance), eta)
+    wanted = getattr(own, "candidates", 1) if candidates is None else candidates
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise UsageError(f"candidates must be a whole number from 1 up, got {wanted}; 1 keeps what is drawn first")
+    return StageSettings(steps, float(guidance), eta, wanted)
 
 
 def of_stage(values: Mapping[str, V], stage: str, otherwise: V) -> V:

@@ -200,7 +200,13 @@ class Training:
         }  # fmt: skip
         if stage == "decoder" and self.recipe.draft is not None:
             identity["draft"] = sha256(self._file("draft")) if self._file("draft").exists() else None
+            identity["draft_begun"] = self._draft_begun()
         return identity
+
+    def _draft_begun(self) -> dict[str, Any] | None:
+        """What every length of the draft's run shares: a decoder may go on with one that was trained longer."""
+        path = self.run / "draft" / "begun.json"
+        return without(json.loads(path.read_text()), SHOWN + LENGTH) if path.exists() else None
 
     def _check_begun(self, stage: str, identity: dict[str, Any]) -> None:
         """A run that has begun goes on with the settings it began with; only its length may grow."""
@@ -209,7 +215,8 @@ class Training:
             atomic_write_text(path, json.dumps(identity, indent=2))
             return
         begun = json.loads(path.read_text())
-        changed = differing(without(begun, SHOWN + LENGTH), without(identity, SHOWN + LENGTH))
+        before, now = ({**without(one, SHOWN + LENGTH), "draft": None} for one in (begun, identity))
+        changed = differing(before, now)
         if changed:
             raise UsageError(
                 f"{path.parent} was begun with another {', '.join(changed)}: "

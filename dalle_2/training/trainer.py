@@ -355,9 +355,11 @@ class DALLe2Trainer:
             )
         if (state["ema"] is None) != (self.ema is None):
             raise UsageError(f"the run in {self.save_dir} differs in whether it averages its weights: use its settings")
-        load_tensors(self.model, state["model"], self.save_dir)
+        # What doesn't learn is no part of the run: it stays as the caller gave it.
+        frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        load_tensors(self.model, {**state["model"], **frozen}, self.save_dir)
         if self.ema:
-            load_tensors(self.ema.model, state["ema"], self.save_dir)
+            load_tensors(self.ema.model, {**state["ema"], **frozen}, self.save_dir)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
