@@ -46,17 +46,19 @@ _TINY = Recipe(
         run=RunSettings(images=160_000, batch=32, lr=2.5e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=4000),
     ),
     prior=PriorStage(
-        config=PriorConfig(target="x_0", dim=256, width=256, depth=1, heads=4, refine=6, steps=25, guidance=1.5),
-        run=RunSettings(images=2_000_000, batch=256, lr=2e-3, ema_halflife=20_000),
+        config=PriorConfig(
+            target="x_0", dim=256, width=256, depth=1, heads=4, refine=4, steps=25, guidance=2.0, candidates=16
+        ),
+        run=RunSettings(images=5_000_000, batch=1024, lr=4e-3, ema_halflife=60_000),
     ),
     draft=DraftStage(
         config=DraftConfig(image_size=64, width=384, depth=3, channels=32, z_noise=0.1),
-        run=RunSettings(images=420_000, batch=64, lr=2e-3, ema_halflife=8_000),
+        run=RunSettings(images=1_150_000, batch=64, lr=2e-3, ema_halflife=8_000),
     ),
     decoder=DecoderStage(
         config=DecoderConfig(
             image_size=64,
-            steps=20,
+            steps=1,  # more of them fray the outlines of the draft
             z_noise=0.1,
             drop=0.02,  # rows without a draft cost ten times as much loss as the others, which would learn little
             unet=DecoderUNetConfig(
@@ -64,14 +66,14 @@ _TINY = Recipe(
                 carry=True,
             ),
         ),
-        run=RunSettings(images=37_000, batch=32, lr=2e-3, ema_halflife=4000, preview_every=20_000),
+        run=RunSettings(images=80_000, batch=32, lr=2e-3, ema_halflife=4000, preview_every=20_000),
     ),
     upsampler=UpsamplerStage(
         config=UpsamplerConfig(
             image_size=256,
             low_res_size=64,
             crop=96,
-            steps=6,
+            steps=4,
             corruption=0.05,
             unet=DecoderUNetConfig(
                 channels=48, multiples=(1, 2), blocks=1, attention=(), middle_attention=False, context_tokens=0,
@@ -87,7 +89,8 @@ _MICRO = override(
     {
         "clip.run.images": 6_000, "clip.config.vision.depth": 2, "clip.config.text.depth": 2,
         "clip.captions": 5_000,
-        "prior.run.images": 60_000, "prior.config.width": 128, "prior.config.refine": 3,
+        "prior.run.images": 60_000, "prior.run.batch": 256, "prior.run.lr": 2e-3, "prior.run.ema_halflife": 4_000,
+        "prior.config.width": 128, "prior.config.refine": 3,
         "draft.run.images": 6_000, "draft.config.width": 128, "draft.config.channels": 16,
         "decoder.run.images": 4_000, "decoder.config.unet.channels": 32, "decoder.config.unet.multiples": (1, 2),
         "decoder.config.unet.attention": (1,),
@@ -96,15 +99,15 @@ _MICRO = override(
 )  # fmt: skip
 
 # A folder is embedded whole. Its embeddings fill no more directions than its pictures are many, and a draft of few
-# pictures would know them by heart.
-_OF_A_FOLDER: dict[str, Any] = {"embeddings": None, "directions": None, "draft": None}
+# pictures would know them by heart. Without a draft, candidates can't be looked at; chosen by their dot product with
+# the text alone they get worse with their number.
+_OF_A_FOLDER = {"embeddings": None, "directions": None, "draft": None, "prior.config.candidates": 1}
 
 _FOLDER = override(
-    _TINY.model_copy(
-        update={"name": "my-pictures", "data": DataSettings(source="."), **_OF_A_FOLDER}
-    ),
-    {"clip.run.images": 20_000, "clip.vocabulary": 2048, "prior.run.images": 400_000, "decoder.run.images": 20_000,
-     "decoder.config.drop": 0.1, "upsampler.run.images": 4_000},
+    _TINY.model_copy(update={"name": "my-pictures", "data": DataSettings(source=".")}),
+    {**_OF_A_FOLDER, "clip.run.images": 20_000, "clip.vocabulary": 2048,
+     "prior.run.images": 400_000, "prior.run.batch": 256, "prior.run.lr": 2e-3, "prior.run.ema_halflife": 20_000,
+     "decoder.run.images": 20_000, "decoder.config.drop": 0.1, "upsampler.run.images": 4_000},
 )  # fmt: skip
 
 PRESETS = {recipe.name: recipe for recipe in (_TINY, _MICRO, _FOLDER)}
@@ -155,14 +158,10 @@ def flattened(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
 def on_folder(recipe: Recipe, folder: str | Path) -> Recipe:
     """The recipe for a folder of captioned pictures, with a published CLIP if one is in the local cache."""
     encoder = DEFAULT_CLIP if is_cached(DEFAULT_CLIP) else None
-    return recipe.model_copy(
-        update={
-            "name": Path(folder).resolve().name,
-            "data": DataSettings(source=folder_source(folder)),
-            **_OF_A_FOLDER,
-            "clip": recipe.clip.model_copy(update={"encoder": encoder}),
-        }
+    named = recipe.model_copy(
+        update={"name": Path(folder).resolve().name, "data": DataSettings(source=folder_source(folder))}
     )
+    return override(named, {**_OF_A_FOLDER, "clip.encoder": encoder})
 
 
 def folder_source(folder: str | Path) -> str:

@@ -64,15 +64,16 @@ def test_a_pipeline_keeps_the_candidate_with_the_highest_score(pipeline: DALLe2,
     z_txt = pipeline._encode_text(PROMPTS)
     assert pipeline.prior is not None
     drawn = pipeline.prior.sample_candidates(z_txt, 6, seeds=[3, 4, 5])
-    wanted = F.cosine_similarity(drawn, z_txt[:, None], dim=-1)
+    wanted, given = F.cosine_similarity(drawn, z_txt[:, None], dim=-1), drawn
     if has_draft:
         flat = drawn.flatten(0, 1)
         pictures = pipeline.decoder.draft(pipeline.decoder.space.to_model(flat))
         seen = pipeline._encode_images(to_pils(pictures.detach())).unflatten(0, (3, 6))
         wanted = F.cosine_similarity(seen, z_txt[:, None], dim=-1) + F.cosine_similarity(seen, drawn, dim=-1)
+        given = seen  # what goes on is the embedding of the picture
     chosen = wanted.argmax(dim=1)
     kept = pipeline.embed(PROMPTS, seeds=3, candidates=6)
-    torch.testing.assert_close(kept, drawn[torch.arange(3), chosen])
+    torch.testing.assert_close(kept, given[torch.arange(3), chosen])
     assert chosen.any()  # or the test could not fail
 
 

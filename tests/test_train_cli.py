@@ -147,6 +147,16 @@ def test_a_longer_run_goes_on(trained: Path) -> None:
     assert dalle_2.load(trained, device="cpu").prior.provenance["images"] == 96
 
 
+def test_how_a_model_is_sampled_may_change_after_its_training(trained: Path) -> None:
+    before = dalle_2.load(trained, device="cpu").prior
+    said = train(trained, "shapes-micro", "--set", "prior.config.guidance=3.5", "--set", "prior.config.candidates=5")
+    assert said.status == 0, said.err
+    after = dalle_2.load(trained, device="cpu").prior
+    assert (after.settings.guidance, after.config.candidates) == (3.5, 5)
+    weights = before.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in after.state_dict().items())
+
+
 def test_other_settings_are_refused_naming_them(trained: Path) -> None:
     said = train(trained, "prior", "shapes-micro", "--set", "prior.run.lr=0.5", "--set", "seed=3")
     assert said.status == 2

@@ -2,7 +2,8 @@
 
 The paper draws two and keeps the one with the higher dot product with the text embedding. Where a decoder has a draft,
 one can look closer for little: each candidate is drawn and the picture is seen by CLIP again. An embedding that is no
-picture's comes back as another one, and what the caption asks for is then judged on a picture, not on a wish.
+picture's comes back as another one, and what the caption asks for is then judged on a picture, not on a wish. What CLIP
+saw in the best draft takes the candidate's place: it surely is the embedding of a picture.
 """
 
 import torch

@@ -353,7 +353,10 @@ class DALLe2:
             )  # fmt: skip
 
         drawn = self._finite("prior", prior, draw)
-        return drawn[:, 0] if run.candidates == 1 else best(drawn, scores(drawn, z_txt, self._seen(drawn)))
+        if run.candidates == 1:
+            return drawn[:, 0]
+        seen = self._seen(drawn)
+        return best(drawn if seen is None else seen, scores(drawn, z_txt, seen))
 
     def _seen(self, z: Float[Tensor, "b k d"]) -> Float[Tensor, "b k d"] | None:
         """What CLIP sees in the drafts of embeddings; None where the decoder makes no draft."""

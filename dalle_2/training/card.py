@@ -63,4 +63,7 @@ def _aids(recipe: Recipe) -> list[str]:
         aids.append("Its embeddings are centred before they get unit length.")
     if recipe.draft is not None:
         aids.append("The decoder works on a draft, which a small generator draws from the embedding in one go.")
+    if (count := recipe.prior.config.candidates) > 1:
+        judged = ": each is drawn as a draft, and what CLIP sees in the best goes on" if recipe.draft else ""
+        aids.append(f"For each picture the prior draws {count} embeddings, of which the best is kept{judged}.")
     return aids

@@ -34,6 +34,8 @@ PROCEDURAL = "shapes"
 PROCEDURAL_LENGTH = 100_000_000
 SHOWN = ("save_every", "preview_every", "log_interval")  # settings of a run that its result does not follow from
 LENGTH = ("images", "warmup")  # and those that may grow between two starts
+SAMPLING = ("steps", "guidance", "candidates")  # settings of a model that only drawing with it depends on
+FREE = SHOWN + LENGTH + SAMPLING
 ANY_SIZE = 16  # what a folder holds doesn't depend on the size its pictures are read at
 
 
@@ -206,16 +208,17 @@ class Training:
     def _draft_begun(self) -> dict[str, Any] | None:
         """What every length of the draft's run shares: a decoder may go on with one that was trained longer."""
         path = self.run / "draft" / "begun.json"
-        return without(json.loads(path.read_text()), SHOWN + LENGTH) if path.exists() else None
+        return without(json.loads(path.read_text()), FREE) if path.exists() else None
 
     def _check_begun(self, stage: str, identity: dict[str, Any]) -> None:
-        """A run that has begun goes on with the settings it began with; only its length may grow."""
+        """A run that has begun goes on with the settings it began with; only its length may grow, and how the model is
+        sampled may change."""
         path = self.run / stage / "begun.json"
         if not path.exists():
             atomic_write_text(path, json.dumps(identity, indent=2))
             return
         begun = json.loads(path.read_text())
-        before, now = ({**without(one, SHOWN + LENGTH), "draft": None} for one in (begun, identity))
+        before, now = ({**without(one, FREE), "draft": None} for one in (begun, identity))
         changed = differing(before, now)
         if changed:
             raise UsageError(
@@ -281,9 +284,10 @@ class Training:
 
 
 def without(identity: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """An identity without some settings of its run."""
+    """An identity without some settings of its run and of its model."""
     settings = dict(identity["settings"])
-    settings["run"] = {name: value for name, value in settings["run"].items() if name not in names}
+    for part in ("run", "config"):
+        settings[part] = {name: value for name, value in settings[part].items() if name not in names}
     return {**identity, "settings": settings}
 
 
