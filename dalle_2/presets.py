@@ -30,7 +30,7 @@ from dalle_2.training.recipe import (
 _TINY = Recipe(
     name="shapes-tiny",
     data=DataSettings(source="shapes", clip_options={"siblings": 4, "seed": 1}, shuffle=False),
-    embeddings=400_000,
+    embeddings=200_000,
     directions=96,
     clip=ClipStage(
         config=CLIPConfig(
@@ -49,11 +49,11 @@ _TINY = Recipe(
         config=PriorConfig(
             target="x_0", dim=256, width=256, depth=1, heads=4, refine=4, steps=25, guidance=2.0, candidates=16
         ),
-        run=RunSettings(images=5_000_000, batch=1024, lr=4e-3, ema_halflife=60_000),
+        run=RunSettings(images=3_400_000, batch=1024, lr=4e-3, ema_halflife=60_000),
     ),
     draft=DraftStage(
         config=DraftConfig(image_size=64, width=384, depth=3, channels=32, z_noise=0.1),
-        run=RunSettings(images=1_150_000, batch=64, lr=2e-3, ema_halflife=8_000),
+        run=RunSettings(images=640_000, batch=128, lr=2.8e-3, ema_halflife=8_000),
     ),
     decoder=DecoderStage(
         config=DecoderConfig(
@@ -66,7 +66,7 @@ _TINY = Recipe(
                 carry=True,
             ),
         ),
-        run=RunSettings(images=80_000, batch=32, lr=2e-3, ema_halflife=4000, preview_every=20_000),
+        run=RunSettings(images=8_000, batch=32, lr=2e-3, ema_halflife=1000, preview_every=8_000),
     ),
     upsampler=UpsamplerStage(
         config=UpsamplerConfig(
@@ -80,7 +80,7 @@ _TINY = Recipe(
                 patch=4, t_dim=128, low_res_channels=3,
             ),
         ),
-        run=RunSettings(images=12_000, batch=8, lr=1.5e-3, ema_halflife=1000),
+        run=RunSettings(images=10_000, batch=8, lr=1.5e-3, ema_halflife=1000),
     ),
 )  # fmt: skip
 
@@ -91,8 +91,9 @@ _MICRO = override(
         "clip.captions": 5_000,
         "prior.run.images": 60_000, "prior.run.batch": 256, "prior.run.lr": 2e-3, "prior.run.ema_halflife": 4_000,
         "prior.config.width": 128, "prior.config.refine": 3,
-        "draft.run.images": 6_000, "draft.config.width": 128, "draft.config.channels": 16,
-        "decoder.run.images": 4_000, "decoder.config.unet.channels": 32, "decoder.config.unet.multiples": (1, 2),
+        "draft.run.images": 6_000, "draft.run.batch": 64, "draft.run.lr": 2e-3,
+        "draft.config.width": 128, "draft.config.channels": 16,
+        "decoder.run.images": 2_000, "decoder.config.unet.channels": 32, "decoder.config.unet.multiples": (1, 2),
         "decoder.config.unet.attention": (1,),
         "upsampler.run.images": 1_000, "upsampler.config.unet.channels": 24,
     },
@@ -100,14 +101,17 @@ _MICRO = override(
 
 # A folder is embedded whole. Its embeddings fill no more directions than its pictures are many, and a draft of few
 # pictures would know them by heart. Without a draft, candidates can't be looked at; chosen by their dot product with
-# the text alone they get worse with their number.
-_OF_A_FOLDER = {"embeddings": None, "directions": None, "draft": None, "prior.config.candidates": 1}
+# the text alone they get worse with their number. And the decoder has to draw the whole picture, which takes its steps.
+_OF_A_FOLDER = {
+    "embeddings": None, "directions": None, "draft": None, "prior.config.candidates": 1,
+    "decoder.config.steps": 20, "decoder.config.drop": 0.1,
+}  # fmt: skip
 
 _FOLDER = override(
     _TINY.model_copy(update={"name": "my-pictures", "data": DataSettings(source=".")}),
     {**_OF_A_FOLDER, "clip.run.images": 20_000, "clip.vocabulary": 2048,
      "prior.run.images": 400_000, "prior.run.batch": 256, "prior.run.lr": 2e-3, "prior.run.ema_halflife": 20_000,
-     "decoder.run.images": 20_000, "decoder.config.drop": 0.1, "upsampler.run.images": 4_000},
+     "decoder.run.images": 20_000, "decoder.run.ema_halflife": 4_000, "upsampler.run.images": 4_000},
 )  # fmt: skip
 
 PRESETS = {recipe.name: recipe for recipe in (_TINY, _MICRO, _FOLDER)}

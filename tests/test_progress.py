@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dalle_2.training.progress import Bar, Counting, Lines, Report, Reporter
+from dalle_2.training.progress import Bar, Counting, Lines, Report, Reporter, Telling, relay_to
 
 
 def said_by(kind: str, report: Report) -> str:
@@ -52,3 +52,19 @@ def test_counted_work_goes_on_where_it_stopped() -> None:
     watch.advance(30, 30)
     assert text.getvalue() == "embeddings: from image 10, to 30 images\n"
     assert reports == [Report(25, 15, {}), Report(30, 5, {})]
+
+
+def test_two_bars_share_the_screen() -> None:
+    with contextlib.redirect_stderr(io.StringIO()) as text:
+        first = Bar(Console(stderr=True, force_terminal=True, width=200))
+        second = first.another()
+        first.start("draft", 0, 100)
+        tell = relay_to(second)
+        afar = Telling(tell)
+        afar.start("prior", 0, 10)
+        first.close()
+        afar.step(Report(5, 5, {"loss": 0.125}))
+        afar.close()
+    assert "draft" in text.getvalue()
+    assert "loss 0.1250" in text.getvalue()
+    assert text.getvalue().index("draft") < text.getvalue().index("prior")

@@ -23,6 +23,13 @@ def test_a_preset_reads_back_from_its_own_json(name: str) -> None:
     assert parse(Recipe, recipe.model_dump()) == recipe
 
 
+def test_a_decoder_draws_in_one_step_only_what_a_draft_has_drawn_before(tmp_path: Path) -> None:
+    assert preset("shapes-tiny").draft is not None
+    for recipe in (preset("my-pictures"), resolve([], data=tmp_path), resolve(["shapes-micro"], data=tmp_path)):
+        assert recipe.draft is None
+        assert recipe.decoder.config.steps >= 10
+
+
 def test_the_micro_preset_is_the_tiny_one_made_small() -> None:
     tiny, micro = preset("shapes-tiny"), preset("shapes-micro")
     assert micro.data == tiny.data
@@ -38,7 +45,7 @@ def test_what_a_command_line_means(tmp_path: Path) -> None:
     assert folder.decoder == preset("my-pictures").decoder
     address = resolve([], data="s3://bucket/my_cats")
     assert (address.name, address.data.source) == ("my_cats", "folder:s3://bucket/my_cats")
-    assert resolve(["shapes-micro"], data=tmp_path).decoder == preset("shapes-micro").decoder
+    assert resolve(["shapes-micro"], data=tmp_path).decoder.run == preset("shapes-micro").decoder.run
 
 
 def test_changes_come_last() -> None:

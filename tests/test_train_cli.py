@@ -62,7 +62,7 @@ def dalle2(*arguments: str) -> Said:
 
 def train(folder: Path, *arguments: str) -> Said:
     settings = minuscule("draft") if "--data" in arguments else minuscule()  # a folder has no draft
-    return dalle2("train", "--out", str(folder), "--device", "cpu", *settings, *arguments)
+    return dalle2("train", "--out", str(folder), "--device", "cpu", "--lanes", "1", *settings, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,15 @@ def test_one_command_trains_the_rest(runs: tuple[Path, Said, Said]) -> None:
     assert all(f"{stage}: from the start, to 64 images" in second.err for stage in ("embeddings", *STAGES[1:]))
     assert second.out.splitlines()[0] == str(folder)
     assert f"--pipeline {folder}" in second.out
+
+
+def test_two_lanes_train_the_same_weights(runs: tuple[Path, Said, Said], tmp_path: Path) -> None:
+    said = train(tmp_path, "shapes-micro", "--lanes", "2")
+    assert said.status == 0, said.err
+    assert all(f"{stage}: from the start, to 64 images" in said.err for stage in STAGES)
+    for stage in STAGES:
+        one, two = (load_model(folder / "run" / stage / f"{stage}.safetensors") for folder in (runs[0], tmp_path))
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
 def test_the_folder_is_a_pipeline(runs: tuple[Path, Said, Said]) -> None:
@@ -160,7 +169,7 @@ def test_how_a_model_is_sampled_may_change_after_its_training(trained: Path) -> 
 def test_other_settings_are_refused_naming_them(trained: Path) -> None:
     said = train(trained, "prior", "shapes-micro", "--set", "prior.run.lr=0.5", "--set", "seed=3")
     assert said.status == 2
-    assert "run/prior was begun with another seed, settings.run.lr: delete that folder" in said.err
+    assert "run/prior was begun with another seed, prior.run.lr: delete that folder" in said.err
     assert "Traceback" not in said.err
 
 
@@ -194,7 +203,7 @@ def test_a_decoder_does_not_go_on_with_another_draft(trained: Path) -> None:
     other = ["shapes-micro", "--set", "draft.run.lr=0.5"]
     assert train(trained, "draft", *other).status == 0
     said = train(trained, "decoder", *other)
-    assert (said.status, "run/decoder was begun with another draft_begun.settings.run.lr" in said.err) == (2, True)
+    assert (said.status, "run/decoder was begun with another draft.run.lr" in said.err) == (2, True)
 
 
 def test_a_stage_before_its_clip_is_refused(tmp_path: Path) -> None:

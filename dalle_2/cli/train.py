@@ -1,5 +1,6 @@
 """`dalle2 train`: every stage of a recipe, or one."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,10 @@ def train(
     ] = None,
     scale: Annotated[float, typer.Option(help="Multiply the length of every stage: 2 for twice the minutes.")] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    lanes: Annotated[
+        int | None,
+        typer.Option(min=1, max=2, help="Stages that train at once; by default 2 on a CPU of several cores, else 1."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe as JSON and stop.")] = False,
 ) -> None:
@@ -43,9 +48,10 @@ def train(
     from dalle_2.training.progress import reporter
     from dalle_2.training.train import Training
 
-    folder = out or TRAINED_MODELS / recipe.name
+    folder, place = out or TRAINED_MODELS / recipe.name, str(choose_device(device))
+    lanes = lanes or default_lanes(place)
     training = Training(
-        recipe, folder, reporter=reporter(quiet=quiet), device=str(choose_device(device)),
+        recipe, folder, reporter=reporter(quiet=quiet), device=place, lanes=lanes,
         say=lambda line: None if quiet else typer.echo(line, err=True),
     )  # fmt: skip
     if not quiet:
@@ -60,6 +66,13 @@ def train(
         # Whoever wants no progress still wants to know that pictures are missing.
         if training.skipped:
             typer.echo(f"warning: {training.skipped}", err=True)
+
+
+def default_lanes(device: str) -> int:
+    """How many stages train at once. Windows has no way to ask the other process to stop that lets it save."""
+    import torch
+
+    return 2 if device == "cpu" and torch.get_num_threads() > 1 and os.name != "nt" else 1
 
 
 def split_stages(what: list[str]) -> tuple[tuple[str, ...], list[str]]:

@@ -237,8 +237,8 @@ class DALLe2:
             Each stage has its own stream of noise: a picture hangs on its prompt and seed, not on its batch.
         guidance: of the decoder, or by stage; 1 is off.
         use_prior: False gives the text embedding to the decoder. last_stage: stop after it, e.g. "decoder".
-        candidates: how many image embeddings the prior draws for each picture, of which the best is kept; by default
-            as many as the prior's settings say.
+        candidates: how many image embeddings the prior draws for each picture; by default as many as its settings say.
+            The best goes on; where the decoder has a draft, each is drawn, and what CLIP sees in the best goes on.
         micro_batch: pictures at a time. on_step: called with a stage's name and its `Step` after each step.
 
         Raises UsageError for arguments that make no sense, parts that don't fit each other, an empty prompt;
@@ -280,7 +280,11 @@ class DALLe2:
         candidates: int | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Image embeddings for prompts; without a prior, or with `use_prior` off, the text embeddings."""
+        """Image embeddings for prompts; without a prior, or with `use_prior` off, the text embeddings.
+
+        candidates: as in `generate`. Of more than one, and where the decoder has a draft, what comes back is what CLIP
+            saw in the best one's draft.
+        """
         listed = check_prompts(prompts)
         prior = self.prior if use_prior else None
         if prior is None:

@@ -22,7 +22,8 @@ A DALL·E 2 pipeline trained by `dalle2 train`: CLIP, prior, decoder{upsampler}.
 | --- | --- | --- | --- | --- | --- |
 {stages}
 
-Machine: {machine}. Every setting is in `pipeline.json`, under `training`.
+Machine: {machine}. Minutes are each stage's own; on a CPU two stages may have trained at once.
+Every setting is in `pipeline.json`, under `training`.
 """
 
 

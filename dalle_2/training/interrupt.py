@@ -21,7 +21,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
 

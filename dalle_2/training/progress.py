@@ -2,11 +2,14 @@
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from dalle_2.errors import UsageError
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -22,11 +25,12 @@ class Report:
 
 @runtime_checkable
 class Reporter(Protocol):
-    """Is told of every step; `start` and `close` frame a run."""
+    """Is told of every step; `start` and `close` frame a run; `another` is one for a run at the same time."""
 
     def start(self, name: str, images: int, total: int | None) -> None: ...
     def step(self, report: Report) -> None: ...
     def close(self) -> None: ...
+    def another(self) -> "Reporter": ...
 
 
 class Silent:
@@ -40,6 +44,43 @@ class Silent:
 
     def close(self) -> None:
         """Nothing."""
+
+    def another(self) -> "Silent":
+        """As silent."""
+        return self
+
+
+class Telling:
+    """Hands everything on as messages, to a reporter in another process; see `relay_to`."""
+
+    def __init__(self, tell: Callable[[Any], None]) -> None:
+        self._tell = tell
+
+    def start(self, name: str, images: int, total: int | None) -> None:
+        """A message."""
+        self._tell(("start", name, images, total))
+
+    def step(self, report: Report) -> None:
+        """A message."""
+        self._tell(("step", report))
+
+    def close(self) -> None:
+        """A message."""
+        self._tell(("close",))
+
+    def another(self) -> "Telling":
+        """Not from here: a process that reports to another one runs a stage at a time."""
+        raise UsageError("a training that is told to another process has one lane")
+
+
+def relay_to(reporter: Reporter) -> Callable[[Any], None]:
+    """What takes the messages of a `Telling` and tells `reporter`."""
+
+    def relay(message: tuple[Any, ...]) -> None:
+        name, *arguments = message
+        getattr(reporter, name)(*arguments)
+
+    return relay
 
 
 class Counting:
@@ -76,20 +117,18 @@ class Rate:
 
 
 class Bar:
-    """A live bar with images/s, loss and the time left."""
+    """A live bar with images/s, loss and the time left; bars `below` one another share the screen."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.0f} images/s{task.fields[loss]}"), TimeRemainingColumn(),
-        )  # fmt: skip
-        self._progress = Progress(*columns, console=console or Console(stderr=True))
+    def __init__(self, console: Console | None = None, *, below: "Bar | None" = None) -> None:
+        self._progress: Progress = below._progress if below else _screen(console or Console(stderr=True))
+        self._running: set[Bar] = below._running if below else set()
         self._task: TaskID | None = None
         self._rate = Rate()
 
     def start(self, name: str, images: int, total: int | None) -> None:
         """Shows the bar."""
         self._rate = Rate()
+        self._running.add(self)
         self._progress.start()
         self._task = self._progress.add_task(name, total=total, completed=images, rate=0.0, loss="")
 
@@ -102,7 +141,22 @@ class Bar:
 
     def close(self) -> None:
         """Leaves the finished bar on the screen."""
-        self._progress.stop()
+        self._running.discard(self)
+        if not self._running:
+            self._progress.stop()
+
+    def another(self) -> "Bar":
+        """A bar below this one."""
+        return Bar(below=self)
+
+
+def _screen(console: Console) -> Progress:
+    """Where bars are drawn."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} images/s{task.fields[loss]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    return Progress(*columns, console=console)
 
 
 class Lines:
@@ -131,6 +185,10 @@ class Lines:
 
     def close(self) -> None:
         """Nothing."""
+
+    def another(self) -> "Lines":
+        """Lines between these."""
+        return Lines(self.file, self.every)
 
     def _say(self, line: str) -> None:
         print(line, file=self.file or sys.stderr, flush=True)

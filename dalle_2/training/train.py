@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dalle_2.config import Settings
 from dalle_2.data.abs_dataset import AbsDataset
@@ -19,9 +22,11 @@ from dalle_2.models.dalle2 import DALLe2
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.folder import save
 from dalle_2.pipelines.manifest import read_manifest, sha256
+from dalle_2.training.beside import beside
 from dalle_2.training.card import training_card
 from dalle_2.training.embed import embed
-from dalle_2.training.progress import Counting, Reporter, Silent
+from dalle_2.training.ground import Ground
+from dalle_2.training.progress import Counting, Reporter, Silent, Telling, relay_to
 from dalle_2.training.recipe import STAGES, Recipe
 from dalle_2.training.train_clip import train_clip
 from dalle_2.training.train_decoder import train_decoder
@@ -36,11 +41,16 @@ SHOWN = ("save_every", "preview_every", "log_interval")  # settings of a run tha
 LENGTH = ("images", "warmup")  # and those that may grow between two starts
 SAMPLING = ("steps", "guidance", "candidates")  # settings of a model that only drawing with it depends on
 FREE = SHOWN + LENGTH + SAMPLING
+ASIDE = ("prior", "upsampler")  # stages that the others don't stand on
 ANY_SIZE = 16  # what a folder holds doesn't depend on the size its pictures are read at
 
 
 class Training:
-    """One recipe in one folder: `OUT/run` holds what training needs to go on, `OUT` itself becomes the pipeline."""
+    """One recipe in one folder: `OUT/run` holds what training needs to go on, `OUT` itself becomes the pipeline.
+
+    lanes: 2 trains prior and upsampler in a process of their own, beside draft and decoder, each lane on half of the
+    threads. A script that asks for it needs the guard `if __name__ == "__main__"`.
+    """
 
     def __init__(
         self,
@@ -50,11 +60,14 @@ class Training:
         reporter: Reporter | None = None,
         device: str = "cpu",
         say: Callable[[str], None] = print,
+        lanes: int = 1,
     ) -> None:
+        if lanes not in (1, 2):
+            raise UsageError(f"lanes must be 1 or 2, got {lanes}: 2 trains two stages at once")
         if recipe.data.source == PROCEDURAL and recipe.embeddings is None:
             raise UsageError(f"{PROCEDURAL} never ends: say how many pairs to embed, for example embeddings=20000")
         recipe.check_device(device)
-        self.recipe, self.out, self.device, self.say = recipe, Path(out), device, say
+        self.recipe, self.out, self.device, self.say, self.lanes = recipe, Path(out), device, say, lanes
         self.run = self.out / "run"
         self.reporter: Reporter = reporter or Silent()
         self._read: list[AbsDataset] = []
@@ -76,33 +89,68 @@ class Training:
         unknown = [stage for stage in stages if stage not in known]
         if unknown and tuple(stages) != STAGES:
             raise UsageError(f"this recipe has no stage {unknown[0]!r}: choose among {', '.join(known)}")
-        for stage in known:
-            if stage in stages:
-                self._stage(stage)
+        wanted = [stage for stage in known if stage in stages]
+        if wanted[:1] == ["clip"]:
+            self._stage(wanted.pop(0))
+        aside = self._aside(wanted)
+        with self._beside(aside, wanted) if aside else nullcontext():
+            for stage in wanted:
+                if stage not in aside:
+                    self._stage(stage)
         return self._assemble() if all(self._is_done(stage) for stage in known) else None
+
+    # Lanes
+
+    def _aside(self, wanted: Sequence[str]) -> list[str]:
+        """Which of these stages train in a process of their own: none unless both lanes have something to do."""
+        if self.lanes == 1 or not self._clip_is_there():
+            return []
+        missing = [stage for stage in wanted if not self._is_done(stage)]
+        aside = [stage for stage in missing if stage in ASIDE]
+        return aside if len(aside) < len(missing) else []
+
+    @contextmanager
+    def _beside(self, aside: Sequence[str], wanted: Sequence[str]) -> Iterator[None]:
+        """Trains the stages `aside` while the block trains the others of `wanted`."""
+        # What can't go on says so now, not after the embedding, or the other lane's hour.
+        for stage in (*aside, next(stage for stage in wanted if stage not in aside and not self._is_done(stage))):
+            self._check_can_run(stage)
+        _ = self.store  # embedded once, before both lanes read it
+        hear = relay_to(self.reporter.another())
+        with (
+            half_of_the_threads() as rest,
+            beside(_train_aside, self.recipe, self.out, self.device, tuple(aside), rest, hear=hear),
+        ):
+            yield
 
     # Stages
 
     def _stage(self, stage: str) -> None:
         if stage == "clip" and self.recipe.clip.encoder:
             return
-        if stage != "clip" and not self._clip_is_there():
-            raise UsageError(f"the {stage} needs CLIP first: run `dalle2 train clip` with the same recipe and folder")
-        if stage == "decoder" and self.recipe.draft is not None and not self._is_done("draft"):
-            raise UsageError("the decoder works on a draft: run `dalle2 train draft` with the same recipe and folder")
-        if self._is_done(stage):
+        if self._clip_is_there() and self._is_done(stage):
             self.say(f"{stage}: done before, in {self._file(stage)}")
             return
+        self._check_can_run(stage)
         identity = self._identity(stage)
-        self._check_begun(stage, identity)
-        if stage == "clip":
-            self._check_nothing_stands_on_clip()
+        if not self._begun(stage).exists():
+            atomic_write_text(self._begun(stage), json.dumps(identity, indent=2))
         run = {
             "clip": self._clip, "prior": self._prior, "draft": self._draft,
             "decoder": self._decoder, "upsampler": self._upsampler,
         }  # fmt: skip
         run[stage]()
         atomic_write_text(self.run / stage / "done.json", json.dumps(identity, indent=2))
+
+    def _check_can_run(self, stage: str) -> None:
+        """Refuses a stage that lacks what it stands on, or whose run was begun with other settings."""
+        if stage != "clip" and not self._clip_is_there():
+            raise UsageError(f"the {stage} needs CLIP first: run `dalle2 train clip` with the same recipe and folder")
+        if stage == "decoder" and self.recipe.draft is not None and not self._is_done("draft"):
+            raise UsageError("the decoder works on a draft: run `dalle2 train draft` with the same recipe and folder")
+        self._check_begun(stage)
+        if stage == "clip":
+            self._check_nothing_stands_on_clip()
 
     def _clip(self) -> None:
         stage = self.recipe.clip
@@ -113,31 +161,25 @@ class Training:
         )  # fmt: skip
 
     def _prior(self) -> None:
-        train_prior(self.recipe.prior, self.store, self.run / "prior", **self._common())
+        train_prior(self.recipe.prior, self.ground, self.run / "prior")
 
     def _draft(self) -> None:
         stage = self.recipe.draft
         assert stage is not None
         dataset = self._reading(stage.config.image_size)
-        train_draft(stage, self.store, dataset, self.run / "draft", **self._common())
+        train_draft(stage, self.ground, dataset, self.run / "draft")
 
     def _decoder(self) -> None:
         stage = self.recipe.decoder
         dataset = self._reading(stage.config.image_size)
         draft = self._file("draft") if self.recipe.draft else None
-        train_decoder(stage, self.store, dataset, self.run / "decoder", draft=draft, **self._common())
+        train_decoder(stage, self.ground, dataset, self.run / "decoder", draft=draft)
 
     def _upsampler(self) -> None:
         stage = self.recipe.upsampler
         assert stage is not None
         dataset = self._reading(stage.config.image_size)
-        train_upsampler(stage, self.store, dataset, self.run / "upsampler", **self._common())
-
-    def _common(self) -> dict[str, Any]:
-        return {
-            "normalised": self.encoder.space.normalised, "directions": self.recipe.directions,
-            "seed": self.recipe.seed, "reporter": self.reporter, "device": self.device,
-        }  # fmt: skip
+        train_upsampler(stage, self.ground, dataset, self.run / "upsampler")
 
     # What the stages stand on
 
@@ -145,6 +187,12 @@ class Training:
     def encoder(self) -> CLIPEncoder:
         """The trained CLIP: of this run, or the one the recipe names."""
         return CLIPEncoder(self.recipe.clip.encoder or self._file("clip"), device=self.device)
+
+    @cached_property
+    def ground(self) -> Ground:
+        """What the stages after CLIP stand on."""
+        normalised, directions = self.encoder.space.normalised, self.recipe.directions
+        return Ground(self.store, normalised, directions, self.recipe.seed, self.reporter, self.device)
 
     @cached_property
     def store(self) -> EmbeddingStore:
@@ -207,19 +255,22 @@ class Training:
 
     def _draft_begun(self) -> dict[str, Any] | None:
         """What every length of the draft's run shares: a decoder may go on with one that was trained longer."""
-        path = self.run / "draft" / "begun.json"
+        path = self._begun("draft")
         return without(json.loads(path.read_text()), FREE) if path.exists() else None
 
-    def _check_begun(self, stage: str, identity: dict[str, Any]) -> None:
+    def _begun(self, stage: str) -> Path:
+        return self.run / stage / "begun.json"
+
+    def _check_begun(self, stage: str) -> None:
         """A run that has begun goes on with the settings it began with; only its length may grow, and how the model is
         sampled may change."""
-        path = self.run / stage / "begun.json"
+        path = self._begun(stage)
         if not path.exists():
-            atomic_write_text(path, json.dumps(identity, indent=2))
             return
-        begun = json.loads(path.read_text())
-        before, now = ({**without(one, FREE), "draft": None} for one in (begun, identity))
-        changed = differing(before, now)
+        before, now = (
+            {**without(one, FREE), "draft": None} for one in (json.loads(path.read_text()), self._identity(stage))
+        )
+        changed = dict.fromkeys(in_the_recipe(name, stage) for name in differing(before, now))
         if changed:
             raise UsageError(
                 f"{path.parent} was begun with another {', '.join(changed)}: "
@@ -283,12 +334,41 @@ class Training:
         return origins
 
 
+@contextmanager
+def half_of_the_threads() -> Iterator[int]:
+    """Computes on half of the threads while the block runs; gives how many are left."""
+    threads = torch.get_num_threads()
+    rest = max(1, threads // 2)
+    torch.set_num_threads(max(1, threads - rest))
+    try:
+        yield rest
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train_aside(
+    tell: Callable[[Any], None], recipe: Recipe, out: Path, device: str, stages: Sequence[str], threads: int
+) -> None:
+    """Some stages of a training, in a process of their own; whatever else there is to say, the other lane says."""
+    torch.set_num_threads(threads)
+    training = Training(recipe, out, reporter=Telling(tell), device=device, say=lambda line: None)
+    for stage in stages:
+        training._stage(stage)
+
+
 def without(identity: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """An identity without some settings of its run and of its model."""
     settings = dict(identity["settings"])
     for part in ("run", "config"):
         settings[part] = {name: value for name, value in settings[part].items() if name not in names}
     return {**identity, "settings": settings}
+
+
+def in_the_recipe(name: str, stage: str) -> str:
+    """What the recipe calls a part of a stage's identity; a decoder's also holds how its draft was begun."""
+    of_draft = name.removeprefix("draft_begun.")
+    stage = stage if of_draft == name else "draft"
+    return f"{stage}.{of_draft.removeprefix('settings.')}" if of_draft.startswith("settings.") else of_draft
 
 
 def differing(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:

@@ -2,48 +2,29 @@
 
 from pathlib import Path
 
-import torch
-
 from dalle_2.data.abs_dataset import AbsDataset
-from dalle_2.data.dataset import Batches
-from dalle_2.data.embeddings import EmbeddedImages, EmbeddingStore
+from dalle_2.data.embeddings import EmbeddedImages
 from dalle_2.models.checkpoints import load_model
 from dalle_2.models.decoder import Decoder, DecoderConfig
 from dalle_2.models.draft import Draft
-from dalle_2.training.embed import measured_space
+from dalle_2.training.ground import Ground
 from dalle_2.training.preview import preview_of
-from dalle_2.training.progress import Reporter
 from dalle_2.training.recipe import RGB, DecoderStage
-from dalle_2.training.stage import run_stage
 
 
 def train_decoder(
-    stage: DecoderStage,
-    store: EmbeddingStore,
-    dataset: AbsDataset,
-    folder: Path,
-    *,
-    normalised: bool,
-    directions: int | None,
-    seed: int,
-    reporter: Reporter,
-    device: str = "cpu",
-    draft: Path | None = None,
+    stage: DecoderStage, ground: Ground, dataset: AbsDataset, folder: Path, *, draft: Path | None = None
 ) -> Path:
     """Trains a decoder on `dataset`, whose pictures have its size; leaves `decoder.safetensors` in `folder`.
 
     draft: the weight file of a trained draft, which becomes part of the decoder and is not changed any more.
     """
-    space = measured_space(store.z_img, normalised=normalised, directions=directions)
+    space = ground.image_space
     unet = stage.config.unet.model_copy(update={"z_dim": space.width})
     config = stage.config.model_copy(update={"space": space, "unet": unet})
-    torch.manual_seed(seed)
-    model = (Decoder.from_config(config) if draft is None else on_draft(config, draft)).to(device)
-    images = EmbeddedImages(store, dataset)
-    batches = Batches(images, stage.run.batch, seed=seed, prefetch=3)
-    return run_stage(
-        model, "decoder", stage.run, batches, folder, seed=seed, reporter=reporter, preview=preview_of(images)
-    )
+    model = ground.built(lambda: Decoder.from_config(config) if draft is None else on_draft(config, draft))
+    images = EmbeddedImages(ground.store, dataset)
+    return ground.run(model, stage.run, images, folder, preview=preview_of(images))
 
 
 def on_draft(config: DecoderConfig, path: Path) -> Decoder:

@@ -83,7 +83,7 @@ class DALLe2Trainer:
 
     The clock counts images. Noise, timesteps and dropout of a step follow from the seed and that clock, and so does the
     order of a DataLoader that shuffles without a generator of its own, so that a resumed run equals an uninterrupted
-    one bit for bit.
+    one bit for bit, on the same machine and as many threads.
 
     Raises UsageError for an unknown model_type or one that isn't the model's, a model without a loss, another noise
     table than the model's in `noise_scheduler` or `sampler`, and settings that contradict each other.

@@ -1,0 +1,63 @@
+"""What every stage after CLIP stands on, and the steps they share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from dalle_2.data.dataset import Batches
+from dalle_2.data.embeddings import EmbeddingStore
+from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.training.embed import measured_space
+from dalle_2.training.progress import Reporter
+from dalle_2.training.recipe import RunSettings
+from dalle_2.training.stage import run_stage
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """The embeddings; how they are seen: of unit length or not, in which principal `directions`; and every run's seed,
+    reporter and device."""
+
+    store: EmbeddingStore
+    normalised: bool
+    directions: int | None
+    seed: int
+    reporter: Reporter
+    device: str = "cpu"
+
+    @cached_property
+    def image_space(self) -> EmbeddingSpace:
+        """The image embeddings, whitened."""
+        return measured_space(self.store.z_img, normalised=self.normalised, directions=self.directions)
+
+    @cached_property
+    def text_space(self) -> EmbeddingSpace:
+        """The text embeddings, whitened, in all directions."""
+        return measured_space(self.store.z_txt, normalised=self.normalised)
+
+    def built(self, build: Callable[[], M]) -> M:
+        """The untrained model that `build` makes, the same for every run of this seed."""
+        torch.manual_seed(self.seed)
+        return build().to(self.device)
+
+    def run(
+        self,
+        model: nn.Module,
+        run: RunSettings,
+        rows: Dataset[Any],
+        folder: Path,
+        *,
+        preview: Callable[[nn.Module], Any] | None = None,
+    ) -> Path:
+        """Trains `model` on `rows` to the end; returns its weight file, named after its kind, in `folder`."""
+        batches = Batches(rows, run.batch, seed=self.seed, prefetch=3)
+        kind = str(model.kind)
+        return run_stage(model, kind, run, batches, folder, seed=self.seed, reporter=self.reporter, preview=preview)
