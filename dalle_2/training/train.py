@@ -328,7 +328,8 @@ class Training:
         for stage in STAGES:
             if self._file(stage).exists():
                 checkpoint = load_checkpoint(self._file(stage))
-                weights = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+                # Heads for CLIP's side tasks are left behind, see `CLIP.without_side_tasks`.
+                weights = sum(x.numel() for name, x in checkpoint.tensors.items() if not name.startswith("side."))
                 digest = sha256(self._file(stage))
                 origins[stage] = {**checkpoint.provenance, "parameters": weights, "sha256": digest}
         return origins
