@@ -28,6 +28,11 @@ def test_a_decoder_draws_in_one_step_only_what_a_draft_has_drawn_before(tmp_path
     for recipe in (preset("my-pictures"), resolve([], data=tmp_path), resolve(["shapes-micro"], data=tmp_path)):
         assert recipe.draft is None
         assert recipe.decoder.config.steps >= 10
+        assert recipe.decoder.run.images >= 2_000
+    with pytest.raises(UsageError, match="one step is enough only on a draft: set decoder.config.steps to about 20"):
+        resolve(["shapes-tiny"], changes=["draft=none"])
+    alone, drafted = resolve(["shapes-tiny"], data=tmp_path), preset("shapes-tiny")
+    assert alone.decoder.run.images > 10 * drafted.decoder.run.images
 
 
 def test_the_micro_preset_is_the_tiny_one_made_small() -> None:
@@ -45,7 +50,7 @@ def test_what_a_command_line_means(tmp_path: Path) -> None:
     assert folder.decoder == preset("my-pictures").decoder
     address = resolve([], data="s3://bucket/my_cats")
     assert (address.name, address.data.source) == ("my_cats", "folder:s3://bucket/my_cats")
-    assert resolve(["shapes-micro"], data=tmp_path).decoder.run == preset("shapes-micro").decoder.run
+    assert resolve(["shapes-micro"], data=tmp_path).decoder.config.unet == preset("shapes-micro").decoder.config.unet
 
 
 def test_changes_come_last() -> None:

@@ -163,6 +163,12 @@ class Recipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _draws_in_enough_steps(self) -> Self:
+        if self.draft is None and self.decoder.config.steps == 1:
+            raise ValueError("one step is enough only on a draft: set decoder.config.steps to about 20")
+        return self
+
     def check_device(self, device: str) -> None:
         """Refuses, before any stage begins, a dtype that one of them can't be trained in there. Raises UsageError."""
         stages = [stage for stage in STAGES if not (stage == "clip" and self.clip.encoder)]
