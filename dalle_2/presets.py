@@ -49,11 +49,11 @@ _TINY = Recipe(
         config=PriorConfig(
             target="x_0", dim=256, width=256, depth=1, heads=4, refine=4, steps=25, guidance=2.0, candidates=16
         ),
-        run=RunSettings(images=3_400_000, batch=1024, lr=4e-3, ema_halflife=60_000),
+        run=RunSettings(images=3_200_000, batch=1024, lr=4e-3, ema_halflife=60_000),
     ),
     draft=DraftStage(
         config=DraftConfig(image_size=64, width=384, depth=3, channels=32, z_noise=0.1),
-        run=RunSettings(images=640_000, batch=128, lr=2.8e-3, ema_halflife=8_000),
+        run=RunSettings(images=560_000, batch=128, lr=2.8e-3, ema_halflife=8_000),
     ),
     decoder=DecoderStage(
         config=DecoderConfig(
@@ -80,7 +80,7 @@ _TINY = Recipe(
                 patch=4, t_dim=128, low_res_channels=3,
             ),
         ),
-        run=RunSettings(images=10_000, batch=8, lr=1.5e-3, ema_halflife=1000),
+        run=RunSettings(images=7_000, batch=8, lr=1.5e-3, ema_halflife=1000),
     ),
 )  # fmt: skip
 
