@@ -168,6 +168,19 @@ class NoiseScheduler:
         rows = torch.where(part == 0, self.alpha_bar[below], between)
         return torch.where(t < 0, 1 - (t + 1) * (1 - self.alpha_bar[0]), rows)
 
+    def timestep_at(self, log_snr: Float64[Tensor, "n"]) -> Float64[Tensor, "n"]:
+        """The real-valued timestep of each log(alpha_bar / (1 - alpha_bar)): the way back from `alpha_bar_at`.
+
+        What is noisier than T-1 or cleaner than 0 gives these two ends.
+        """
+        if self.T == 1:
+            return torch.zeros_like(log_snr)
+        rising = self._log_snr.flip(0)
+        sought = log_snr.clamp(rising[0], rising[-1])
+        above = torch.searchsorted(rising, sought).clamp(1, self.T - 1)
+        part = (sought - rising[above - 1]) / (rising[above] - rising[above - 1])
+        return self.T - above - part
+
     def add_noise(
         self, x_0: Float[Tensor, "b *shape"], eps: Float[Tensor, "b *shape"], t: Shaped[Tensor, "b"]
     ) -> Float[Tensor, "b *shape"]:

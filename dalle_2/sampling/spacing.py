@@ -1,5 +1,6 @@
 """Which of the T timesteps a sampler visits (Lin et al. 2024, table 2)."""
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -7,7 +8,7 @@ from typing import Literal
 
 from dalle_2.errors import UsageError
 
-Spacing = Literal["trailing", "leading", "linspace"]
+Spacing = Literal["trailing", "leading", "linspace", "logsnr"]
 
 CLEAN = -1  # the timestep of clean data, where every walk ends
 
@@ -18,11 +19,11 @@ def spaced(T: int, steps: int, spacing: Spacing = "trailing") -> tuple[int, ...]
     "trailing" starts at T-1, where training data is noisiest, and is the only one of the three whose steps
     are equal up to clean data; "leading" ends at 0 and starts below T-1; "linspace" has both ends. Halves
     round to even, as the published samplers do. A single step always starts at T-1: from 0 it could only give
-    the noise back.
+    the noise back. "logsnr" needs to know the noise table: see `grid`.
 
-    Raises UsageError unless 1 <= steps <= T.
+    Raises UsageError unless 1 <= steps <= T, and for a spacing that is none of the three.
     """
-    _check_steps(T, steps)
+    check_steps(T, steps)
     if steps == 1:
         return (T - 1,)
     if spacing == "trailing":  # exact fractions: in floats, 61 steps of 1000 would come out as 62
@@ -32,26 +33,35 @@ def spaced(T: int, steps: int, spacing: Spacing = "trailing") -> tuple[int, ...]
     if spacing == "linspace":
         gap = (T - 1) / (steps - 1)  # in floats, ties and all, as published timesteps were made
         return tuple(round(k * gap) for k in reversed(range(steps)))
-    raise UsageError(f"spacing must be 'trailing', 'leading' or 'linspace', got {spacing!r}")
+    raise UsageError(f"spacing must be 'trailing', 'leading', 'linspace' or 'logsnr', got {spacing!r}")
 
 
-def walk(timesteps: Sequence[int]) -> list[tuple[int, int]]:
+def walk(timesteps: Sequence[float]) -> list[tuple[float, float]]:
     """The pairs (t, s) from each timestep to the next; the last s is -1, clean data."""
     return list(pairwise([*timesteps, CLEAN]))
 
 
-def check_timesteps(T: int, timesteps: Sequence[int]) -> tuple[int, ...]:
-    """Timesteps of one's own, falling strictly within T-1 ... 0.
+def check_timesteps(T: int, timesteps: Sequence[float]) -> tuple[float, ...]:
+    """Timesteps of one's own, whole or real-valued, falling strictly within T-1 ... 0.
+
+    Real-valued ones are rounded to float32, in which networks are told them, so that network and solver mean
+    the same noise.
 
     Raises UsageError otherwise.
     """
-    rows = tuple(timesteps)
+    rows = tuple(_as_told(t) for t in timesteps)
     inside = bool(rows) and rows[0] <= T - 1 and rows[-1] >= 0
-    if not inside or any(t <= s for t, s in pairwise(rows)):
-        raise UsageError(f"timesteps must fall strictly within {T - 1} ... 0, got {list(rows)}")
+    if not inside or not all(t > s for t, s in pairwise(rows)):
+        raise UsageError(f"timesteps must fall strictly within {T - 1} ... 0, got {list(timesteps)}")
     return rows
 
 
-def _check_steps(T: int, steps: int) -> None:
+def _as_told(t: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", t))[0]
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def check_steps(T: int, steps: int) -> None:
+    """Raises UsageError unless 1 <= steps <= T."""
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= T:
         raise UsageError(f"steps must be a whole number from 1 to T = {T}, got {steps!r}")
