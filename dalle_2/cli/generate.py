@@ -16,6 +16,7 @@ from dalle_2.inference.generation import Generation, GenerationSettings
 from dalle_2.inference.saving import Format, output_folder, save_new
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
+from dalle_2.sampling.sampler_names import NAMES, sampler_name
 from dalle_2.text.prompts import check_prompts
 
 # What a file's name begins with. The prompt stays out of it: it may be long, private, or no valid name.
@@ -39,7 +40,15 @@ def generate(
     prior_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the prior alone.")] = None,
     decoder_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the decoder alone.")] = None,
     upsampler_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the upsamplers alone.")] = None,
-    eta: Annotated[float, typer.Option(help="Fresh noise in each step, from 0 to below 1.")] = 0.0,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"The way from noise to pictures: {', '.join(NAMES)}.")
+    ] = None,
+    prior_sampler: Annotated[str | None, typer.Option(metavar="NAME", help="That of the prior alone.")] = None,
+    decoder_sampler: Annotated[str | None, typer.Option(metavar="NAME", help="That of the decoder alone.")] = None,
+    upsampler_sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="That of the upsamplers alone.")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="Fresh noise in each step of ddim, from 0 to below 1.")] = 0.0,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="How closely the decoder follows; 1 is off.")
     ] = None,
@@ -68,6 +77,7 @@ def generate(
     wanted = check_prompts([*(prompts or []), *_from_file(prompts_file)])
     if not 0 <= eta < 1:
         raise UsageError(f"eta must be at least 0 and below 1, got {eta}: 0 is deterministic")
+    samplers = _samplers(sampler, {"prior": prior_sampler, "decoder": decoder_sampler, "upsampler": upsampler_sampler})
     found = find_pipeline(pipeline)
     folder = output_folder(out)
 
@@ -77,6 +87,7 @@ def generate(
         eta=eta,
         guidance=_given({"prior": prior_guidance, "decoder": guidance}),
         stage_steps=_given(stage_steps),
+        samplers=samplers,
         use_prior=not no_prior,
         candidates=candidates,
     )
@@ -167,6 +178,12 @@ def _from_file(name: str | None) -> list[str]:
     if not lines:
         raise UsageError(f"{'standard input' if name == '-' else name} holds no prompt: write one a line")
     return lines
+
+
+def _samplers(every: str | None, own: dict[str, str | None]) -> dict[str, str]:
+    """The sampler of each stage that is given one. Raises UsageError for a name that is none, with the nearest one."""
+    wanted = _given({stage: name or every for stage, name in own.items()})
+    return {stage: sampler_name(name) for stage, name in wanted.items()}
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

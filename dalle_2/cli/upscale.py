@@ -12,6 +12,7 @@ from dalle_2.cli.stage_progress import loading, stage_progress
 from dalle_2.inference.saving import Format, output_folder, save_new
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
+from dalle_2.sampling.sampler_names import NAMES, sampler_name
 
 
 def upscale(
@@ -20,6 +21,9 @@ def upscale(
         int | None, typer.Option(help="Seed of the first picture, the next has one more; random by default.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of every upsampler.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"How it goes from noise to pictures: {', '.join(NAMES)}.")
+    ] = None,
     pipeline: Annotated[str, typer.Option(help="A shipped name, a folder, or a hub id.")] = DEFAULT,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
@@ -34,6 +38,8 @@ def upscale(
     side in shapes-tiny: what that is too small to show is lost.
     """
     begun = time.monotonic()
+    if sampler is not None:
+        sampler_name(sampler)
     found = find_pipeline(pipeline)
     folder = output_folder(out)
 
@@ -45,7 +51,7 @@ def upscale(
 
         images = [open_image(picture) for picture in pictures]
         loaded = load(found, device=device, dtype=dtype)
-        size, plan = input_size(loaded), upscale_settings(loaded, steps)
+        size, plan = input_size(loaded), upscale_settings(loaded, steps, sampler=sampler)
     for picture, image in zip(pictures, images, strict=True):
         if image.size != (size, size):
             was = f"{image.width} x {image.height}"
@@ -54,7 +60,7 @@ def upscale(
     totals = {name: run.steps * batches for name, run in plan.items()}
     first = new_seed() if seed is None else seed
     with stage_progress(totals, quiet=quiet) as progress:
-        for made in upscaled(loaded, images, first, steps=steps, on_step=progress.step):
+        for made in upscaled(loaded, images, first, steps=steps, sampler=sampler, on_step=progress.step):
             stem = f"{pictures[made.index].stem[:100]}-{made.image.width}px"
             path = save_new(made.image, folder, stem, format, made.metadata)
             if as_json:

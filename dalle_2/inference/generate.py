@@ -76,6 +76,7 @@ def plan_of(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, StageSe
         stage_steps=settings.stage_steps,
         use_prior=settings.use_prior,
         candidates=settings.candidates,
+        sampler=settings.samplers,
     )
 
 
@@ -112,6 +113,7 @@ def _pictures(
         stage_steps=settings.stage_steps,
         use_prior=settings.use_prior,
         candidates=settings.candidates,
+        sampler=settings.samplers,
         micro_batch=len(prompts),
         on_step=on_step,
     )

@@ -16,6 +16,7 @@ class GenerationSettings(Settings):
     eta: float = Field(0.0, ge=0, lt=1)
     guidance: dict[str, float] = Field(default_factory=dict)
     stage_steps: dict[str, int] = Field(default_factory=dict)
+    samplers: dict[str, str] = Field(default_factory=dict)
     use_prior: bool = True
     candidates: int | None = Field(None, ge=1)
     micro_batch: int | None = Field(None, ge=1)

@@ -17,6 +17,7 @@ def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Ima
         "pipeline": pipeline.name,
         "pipeline_sha256": pipeline.fingerprint,
         "steps": {name: stage.steps for name, stage in plan.items()},
+        "sampler": {name: stage.sampler for name, stage in plan.items()},
         "guidance": {name: stage.guidance for name, stage in plan.items()},
         **({"candidates": plan["prior"].candidates} if "prior" in plan else {}),
         "eta": max(stage.eta for stage in plan.values()),

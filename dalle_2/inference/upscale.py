@@ -12,6 +12,7 @@ from dalle_2.images import from_pil, to_pils
 from dalle_2.inference.record import record
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.stages import StageSettings, named, settled
+from dalle_2.models.upsampler import Upsampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +33,19 @@ def input_size(pipeline: DALLe2) -> int:
 
 
 def upscale_settings(
-    pipeline: DALLe2, steps: int | None = None, eta: float = 0.0, guidance: float | None = None
+    pipeline: DALLe2,
+    steps: int | None = None,
+    eta: float = 0.0,
+    guidance: float | None = None,
+    sampler: str | None = None,
 ) -> dict[str, StageSettings]:
     """What each upsampler would run with. Raises UsageError for settings that don't fit it."""
-    stages = named(pipeline.upsamplers).items()
-    return {name: settled(name, model, pipeline.defaults, steps, eta, guidance) for name, model in stages}
+
+    def settings(name: str, model: Upsampler) -> StageSettings:
+        chosen = pipeline.sampler_of(name, model, sampler)
+        return settled(name, model, pipeline.defaults, steps, eta, guidance, sampler=chosen)
+
+    return {name: settings(name, model) for name, model in named(pipeline.upsamplers).items()}
 
 
 def upscaled(
@@ -47,13 +56,14 @@ def upscaled(
     steps: int | None = None,
     eta: float = 0.0,
     guidance: float | None = None,
+    sampler: str | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Upscaled]:
     """Each picture cropped to a square, shrunk or stretched to the upsampler's input, and enlarged.
 
     CLIP sees the picture as it came, so that it may know more than the small one shows. Picture k has seed + k.
     """
-    size, plan = input_size(pipeline), upscale_settings(pipeline, steps, eta, guidance)
+    size, plan = input_size(pipeline), upscale_settings(pipeline, steps, eta, guidance, sampler)
     for start in range(0, len(images), pipeline.micro_batch):
         part = list(images[start : start + pipeline.micro_batch])
         pictures = pipeline.upscale(
@@ -63,6 +73,7 @@ def upscaled(
             eta,
             seeds=seed + start,
             guidance=guidance,
+            sampler=sampler,
             on_step=on_step,
         )
         for k, image in enumerate(to_pils(pictures)):

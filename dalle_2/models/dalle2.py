@@ -30,11 +30,14 @@ from dalle_2.models.stages import (
     settled,
 )
 from dalle_2.models.upsampler import Upsampler
-from dalle_2.sampling.ddim_sampler import DDIMSampler, Step
+from dalle_2.sampling.ddim_sampler import DDIMSampler
+from dalle_2.sampling.sampler import Sampler, Step
+from dalle_2.sampling.samplers import sampler as sampler_named
 from dalle_2.text.prompts import check_prompts
 
 OnStep: TypeAlias = Callable[[str, Step], None]
 Draw: TypeAlias = Callable[[], Tensor]
+SamplerNames: TypeAlias = str | Mapping[str, str] | None  # of every diffusion stage, or by stage
 
 
 @runtime_checkable
@@ -60,7 +63,8 @@ class DALLe2:
     prior_path, decoder_path, upsampler_paths: weight files, or models. Without a prior the text embedding
         goes straight to the decoder; without upsamplers the decoder's picture is the result.
     clip_encoder: by default `CLIPEncoder()`.
-    prior_sampler, decoder_sampler: by default DDIM with each part's own noise table.
+    prior_sampler, decoder_sampler: used unless a call names another one; by default DDIM with each part's own noise
+        table.
     device, dtype: names, or PyTorch's objects. Weights stay in float32; with a smaller dtype the networks run
         under autocast.
     defaults, name, fingerprint: what a pipeline folder says of itself.
@@ -73,8 +77,8 @@ class DALLe2:
         prior_path: Source | None = None,
         decoder_path: Source | None = None,
         clip_encoder: EncoderSource | None = None,
-        prior_sampler: DDIMSampler | None = None,
-        decoder_sampler: DDIMSampler | None = None,
+        prior_sampler: Sampler | None = None,
+        decoder_sampler: Sampler | None = None,
         *,
         upsampler_paths: Sequence[Source] = (),
         device: str | torch.device = "auto",
@@ -178,6 +182,7 @@ class DALLe2:
         use_prior: bool = True,
         last_stage: str | None = None,
         candidates: int | None = None,
+        sampler: SamplerNames = None,
     ) -> dict[str, StageSettings]:
         """What `generate` would run with the same arguments, by stage.
 
@@ -193,8 +198,22 @@ class DALLe2:
         for name, model in stages.items():
             wish = of_stage(own_steps, name, steps), of_stage(scales, name, None)
             drawn = candidates if name == "prior" else None
-            settings[name] = settled(name, model, self.defaults, wish[0], eta, wish[1], drawn)
+            chosen = self.sampler_of(name, model, sampler)
+            settings[name] = settled(name, model, self.defaults, wish[0], eta, wish[1], drawn, chosen)
         return settings
+
+    def sampler_of(self, stage: str, model: Diffusion, names: SamplerNames = None) -> Sampler:
+        """The sampler that a stage runs with: the one named, else the one given at the start, else DDIM.
+
+        Raises UsageError for a name that is none, with the nearest one, and for a stage that the pipeline can't have.
+        """
+        if isinstance(names, Mapping):
+            self._check_names(names)
+        name = of_stage(names, stage, None) if isinstance(names, Mapping) else names
+        given = {"prior": self.prior_sampler, "decoder": self.decoder_sampler}.get(stage)
+        if given is not None and name in (None, given.name):
+            return given
+        return sampler_named(name or DDIMSampler.name, model.noise_scheduler)
 
     def _check_names(self, *given: Mapping[str, Any]) -> None:
         """Settings may name stages that this run leaves out, but none that the pipeline can't have."""
@@ -226,6 +245,7 @@ class DALLe2:
         use_prior: bool = True,
         last_stage: str | None = None,
         candidates: int | None = None,
+        sampler: SamplerNames = None,
         micro_batch: int | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
@@ -239,6 +259,8 @@ class DALLe2:
         use_prior: False gives the text embedding to the decoder. last_stage: stop after it, e.g. "decoder".
         candidates: how many image embeddings the prior draws for each picture; by default as many as its settings say.
             The best goes on; where the decoder has a draft, each is drawn, and what CLIP sees in the best goes on.
+        sampler: a name of `SAMPLERS` for every diffusion stage, or names by stage; by default the samplers given at
+            the start, else DDIM. Only DDIM takes an eta above 0.
         micro_batch: pictures at a time. on_step: called with a stage's name and its `Step` after each step.
 
         Raises UsageError for arguments that make no sense, parts that don't fit each other, an empty prompt;
@@ -247,7 +269,7 @@ class DALLe2:
         listed = check_prompts(prompts)
         plan = self.settings(
             steps, eta, guidance=guidance, stage_steps=stage_steps,
-            use_prior=use_prior, last_stage=last_stage, candidates=candidates,
+            use_prior=use_prior, last_stage=last_stage, candidates=candidates, sampler=sampler,
         )  # fmt: skip
         rows = seed_rows(seeds, len(listed))
         size = self.micro_batch if micro_batch is None else micro_batch
@@ -278,19 +300,21 @@ class DALLe2:
         guidance: float | None = None,
         use_prior: bool = True,
         candidates: int | None = None,
+        sampler: SamplerNames = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n d"]:
         """Image embeddings for prompts; without a prior, or with `use_prior` off, the text embeddings.
 
-        candidates: as in `generate`. Of more than one, and where the decoder has a draft, what comes back is what CLIP
-            saw in the best one's draft.
+        candidates, sampler: as in `generate`. Of more than one candidate, and where the decoder has a draft, what
+            comes back is what CLIP saw in the best one's draft.
         """
         listed = check_prompts(prompts)
         prior = self.prior if use_prior else None
         if prior is None:
             return self._encode_text(listed)
         self._check_fit({"prior": prior})
-        run = settled("prior", prior, self.defaults, steps, eta, guidance, candidates)
+        chosen = self.sampler_of("prior", prior, sampler)
+        run = settled("prior", prior, self.defaults, steps, eta, guidance, candidates, chosen)
         return self._image_embeddings(self._encode_text(listed), run, seed_rows(seeds, len(listed)), on_step)
 
     def decode(
@@ -301,11 +325,13 @@ class DALLe2:
         *,
         seeds: Sequence[int] | int | None = None,
         guidance: float | None = None,
+        sampler: SamplerNames = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
         """Pictures in [-1, 1] for image embeddings, at the decoder's size. Raises UsageError for another width."""
         _check_width(z_img, self.decoder.space, "decoder")
-        run = settled("decoder", self.decoder, self.defaults, steps, eta, guidance)
+        chosen = self.sampler_of("decoder", self.decoder, sampler)
+        run = settled("decoder", self.decoder, self.defaults, steps, eta, guidance, sampler=chosen)
         return self._pictures(z_img.to(self.device), run, seed_rows(seeds, len(z_img)), on_step)
 
     def upscale(
@@ -317,6 +343,7 @@ class DALLe2:
         *,
         seeds: Sequence[int] | int | None = None,
         guidance: float | None = None,
+        sampler: SamplerNames = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n 3 H W"]:
         """Pictures in [-1, 1] through every upsampler; z_img is by default CLIP's embedding of them.
@@ -332,7 +359,8 @@ class DALLe2:
         for name, upsampler in stages.items():
             _check_sizes("given picture", x.shape[-1], name, upsampler)
             _check_width(z, upsampler.space, name)
-            run = settled(name, upsampler, self.defaults, steps, eta, guidance)
+            chosen = self.sampler_of(name, upsampler, sampler)
+            run = settled(name, upsampler, self.defaults, steps, eta, guidance, sampler=chosen)
             x = self._enlarged(name, upsampler, x, z, run, rows, on_step)
         return x
 
@@ -352,8 +380,8 @@ class DALLe2:
 
         def draw() -> Tensor:
             return prior.sample_candidates(
-                z_txt, run.candidates, run.steps, sampler=self.prior_sampler, eta=run.eta,
-                guidance=run.guidance, seeds=seeds, on_step=_watch("prior", on_step),
+                z_txt, run.candidates, run.steps, sampler=self.sampler_of("prior", prior, run.sampler),
+                eta=run.eta, guidance=run.guidance, seeds=seeds, on_step=_watch("prior", on_step),
             )  # fmt: skip
 
         drawn = self._finite("prior", prior, draw)
@@ -374,7 +402,7 @@ class DALLe2:
     ) -> Float[Tensor, "n 3 h w"]:
         def draw() -> Tensor:
             return self.decoder.sample(
-                z_img, run.steps, run.eta, sampler=self.decoder_sampler,
+                z_img, run.steps, run.eta, sampler=self.sampler_of("decoder", self.decoder, run.sampler),
                 guidance=run.guidance, seeds=seeds, on_step=_watch("decoder", on_step),
             )  # fmt: skip
 
@@ -386,7 +414,7 @@ class DALLe2:
     ) -> Float[Tensor, "n 3 H W"]:  # fmt: skip
         def draw() -> Tensor:
             return upsampler.sample(
-                z_img, x, run.steps, run.eta,
+                z_img, x, run.steps, run.eta, sampler=self.sampler_of(name, upsampler, run.sampler),
                 guidance=run.guidance, seeds=seeds, on_step=_watch(name, on_step),
             )  # fmt: skip
 

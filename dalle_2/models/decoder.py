@@ -12,9 +12,10 @@ from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
 from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
 from dalle_2.models.draft import Draft, DraftConfig
 from dalle_2.models.embedding_space import EmbeddingSpace
-from dalle_2.sampling.ddim_sampler import DDIMSampler, Step
+from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser
 from dalle_2.sampling.guidance import Condition
+from dalle_2.sampling.sampler import Sampler, Step
 
 
 class DecoderConfig(DiffusionConfig):
@@ -129,7 +130,7 @@ class Decoder(Diffusion):
         steps: int | None = None,
         eta: float = 0.0,
         *,
-        sampler: DDIMSampler | None = None,
+        sampler: Sampler | None = None,
         guidance: float | None = None,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,

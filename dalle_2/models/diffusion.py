@@ -38,7 +38,12 @@ class DiffusionConfig(Settings):
 
 
 class Diffusion(nn.Module):
-    """A noise table, a timestep embedder and a network; subclasses add what the network is conditioned on."""
+    """A noise table, a timestep embedder and a network; subclasses add what the network is conditioned on.
+
+    eps_mean_square: the table that sampling with Analytic-DPM's variance needs, where somebody has estimated it.
+    """
+
+    eps_mean_square: Float[Tensor, "T"] | None = None
 
     def __init__(self, config: DiffusionConfig, t_dim: int) -> None:
         super().__init__()

@@ -11,9 +11,10 @@ from torch import Tensor
 from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.prior_transformer import PriorTransformer
-from dalle_2.sampling.ddim_sampler import DDIMSampler, Step
+from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser, Target
 from dalle_2.sampling.noise import PictureNoise
+from dalle_2.sampling.sampler import Sampler, Step
 
 
 class PriorConfig(DiffusionConfig):
@@ -109,7 +110,7 @@ class Prior(Diffusion):
         z_txt: Float[Tensor, "b d"],
         t: int | None = None,
         *,
-        sampler: DDIMSampler | None = None,
+        sampler: Sampler | None = None,
         eta: float = 0.0,
         guidance: float | None = None,
         seeds: Sequence[int] | None = None,
@@ -128,7 +129,7 @@ class Prior(Diffusion):
         count: int,
         t: int | None = None,
         *,
-        sampler: DDIMSampler | None = None,
+        sampler: Sampler | None = None,
         eta: float = 0.0,
         guidance: float | None = None,
         seeds: Sequence[int] | None = None,

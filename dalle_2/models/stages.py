@@ -12,6 +12,8 @@ from dalle_2.errors import UsageError
 from dalle_2.models.decoder import require_eta
 from dalle_2.models.diffusion import Diffusion
 from dalle_2.models.upsampler import Upsampler
+from dalle_2.sampling.ddim_sampler import DDIMSampler
+from dalle_2.sampling.sampler import Sampler
 
 V = TypeVar("V")
 
@@ -25,12 +27,16 @@ class StageDefaults(Settings):
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What one stage of a run is sampled with. candidates: of the prior, see `PriorConfig`; 1 elsewhere."""
+    """What one stage of a run is sampled with. candidates: of the prior, see `PriorConfig`; 1 elsewhere.
+
+    sampler: a name of `dalle_2.sampling.samplers.SAMPLERS`.
+    """
 
     steps: int
     guidance: float
     eta: float
     candidates: int = 1
+    sampler: str = DDIMSampler.name
 
 
 def settled(
@@ -41,10 +47,14 @@ def settled(
     eta: float,
     guidance: float | None,
     candidates: int | None = None,
+    sampler: Sampler | None = None,
 ) -> StageSettings:
     """The caller's wish, else the pipeline's default, else the part's own. candidates: None for the part's own.
 
-    Raises UsageError for steps outside 1 ... T, eta outside [0, 1), guidance below 0, and fewer candidates than one.
+    sampler: by default DDIM.
+
+    Raises UsageError for steps outside 1 ... T, eta outside [0, 1), guidance below 0, fewer candidates than one, and a
+    sampler that doesn't take this eta or doesn't fit the model.
     """
     require_eta(eta)
     own, T = model.settings, model.noise_scheduler.T
@@ -57,7 +67,9 @@ def settled(
     wanted = getattr(own, "candidates", 1) if candidates is None else candidates
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
         raise UsageError(f"candidates must be a whole number from 1 up, got {wanted}; 1 keeps what is drawn first")
-    return StageSettings(steps, float(guidance), eta, wanted)
+    sampler = sampler or DDIMSampler(model.noise_scheduler)
+    sampler.check(model, eta)
+    return StageSettings(steps, float(guidance), eta, wanted, sampler.name)
 
 
 def of_stage(values: Mapping[str, V], stage: str, otherwise: V) -> V:

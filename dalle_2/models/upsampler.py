@@ -13,8 +13,9 @@ from dalle_2.models.decoder import condition, require_eta
 from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
 from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
-from dalle_2.sampling.ddim_sampler import DDIMSampler, Step
+from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser
+from dalle_2.sampling.sampler import Sampler, Step
 
 PAPER_UNET = DecoderUNetConfig(channels=192, attention=(), middle_attention=False, low_res_channels=3)
 
@@ -134,7 +135,7 @@ class Upsampler(Diffusion):
         steps: int | None = None,
         eta: float = 0.0,
         *,
-        sampler: DDIMSampler | None = None,
+        sampler: Sampler | None = None,
         guidance: float | None = None,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,
@@ -163,6 +164,7 @@ class LowResDenoiser:
         # Two upsamplers in a row draw from two streams of noise.
         self.kind = f"upsampler-{upsampler.config.image_size}"
         self.noise_scheduler, self.spacing = upsampler.noise_scheduler, upsampler.spacing
+        self.eps_mean_square = upsampler.eps_mean_square
 
     def denoiser(self, z_cond: Float[Tensor, "b 3 k k2"], *, guidance: float | None = None) -> Denoiser:
         """The upsampler's denoiser for these small pictures."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dalle_2.data.embeddings import EmbeddedImages
 from dalle_2.images import grid, to_pils
 from dalle_2.models.upsampler import Upsampler, enlarge, shrink
-from dalle_2.sampling.ddim_sampler import DDIMSampler
+from dalle_2.sampling.sampler import Sampler
 
 PREVIEWS = 8
 
@@ -19,7 +19,7 @@ def preview_of(images: EmbeddedImages) -> Callable[[nn.Module], Image.Image]:
     return lambda model: sample_grid(model, shown)
 
 
-def sample_grid(model: nn.Module, batch: dict[str, Tensor], sampler: DDIMSampler | None = None) -> Image.Image:
+def sample_grid(model: nn.Module, batch: dict[str, Tensor], sampler: Sampler | None = None) -> Image.Image:
     """A column for each of the first pairs `{z_img, image}` of a batch.
 
     A decoder's pictures stand below the true ones; an upsampler's between the enlarged small ones and the true ones.

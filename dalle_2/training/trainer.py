@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dalle_2.errors import CheckpointError, Dalle2Error, DataError, UsageError
 from dalle_2.models.modes import evaluating
-from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
+from dalle_2.sampling.sampler import Sampler
 from dalle_2.training.ema import EMA
 from dalle_2.training.interrupt import stop_on_signals
 from dalle_2.training.log import TrainingLog
@@ -95,7 +95,7 @@ class DALLe2Trainer:
         model_type: str,
         optimizer: torch.optim.Optimizer,
         noise_scheduler: NoiseScheduler | None = None,
-        sampler: DDIMSampler | None = None,
+        sampler: Sampler | None = None,
         dataloader: Any = None,
         is_aws: bool = False,
         save_dir: str | Path = "trained_models",
