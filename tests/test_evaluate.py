@@ -75,12 +75,14 @@ def test_small_pictures_are_enlarged_before_they_are_read() -> None:
 
 def test_pictures_are_asked_for_with_their_own_seeds_and_settings() -> None:
     painter = Painter(QUESTIONS[0])
-    evaluate(painter, QUESTIONS[0], Settings(n=3, batch=2, steps=7, guidance=2.0, embeddings="text"))
+    settings = Settings(n=3, batch=2, steps=7, guidance=2.0, sampler="unipc", embeddings="text")
+    evaluate(painter, QUESTIONS[0], settings)
     captions = [statement.text for _, statement in fixed_scenes("seen", 3)]
     first = Settings().seed
     assert [call["seeds"] for call in painter.calls] == [[first, first + 1], [first + 2]]
     assert [call["prompts"] for call in painter.calls] == [captions[:2], captions[2:]]
     assert {(call["steps"], call["guidance"], call["use_prior"]) for call in painter.calls} == {(7, 2.0, False)}
+    assert all(call["sampler"] == {"decoder": "unipc"} for call in painter.calls)
 
 
 def test_the_upper_bound_starts_from_true_pictures() -> None:
@@ -163,8 +165,8 @@ def test_failures_have_a_red_frame() -> None:
 def test_settings_are_named_in_words() -> None:
     assert set(SOURCES) == set(get_args(Embeddings))
     assert Settings(n=5, seed=3).described == "5 scenes a row, seed 3, image embeddings by the prior"
-    text = Settings(embeddings="image", steps=7, guidance=2.0).described
-    assert text.endswith("image embeddings of true pictures (an upper bound), steps 7, guidance 2")
+    text = Settings(embeddings="image", steps=7, guidance=2.0, sampler="heun").described
+    assert text.endswith("of true pictures (an upper bound), steps 7, guidance 2, decoder sampler heun")
 
 
 # Refusals and the command
@@ -189,7 +191,7 @@ def test_the_command_leaves_a_report(micro_pipeline: Path, tmp_path: Path, capsy
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "one-object.png", "report.json", "report.md"]
     report = json.loads((out / "report.json").read_text())
     assert report["settings"] == {
-        "n": 2, "seed": 5, "embeddings": "prior", "steps": 1, "guidance": None, "batch": 20
+        "n": 2, "seed": 5, "embeddings": "prior", "steps": 1, "guidance": None, "sampler": None, "batch": 20
     }  # fmt: skip
     assert [result["question"]["name"] for result in report["results"]] == ["a", "one object"]
     assert len(report["fingerprint"]) == 64
@@ -221,6 +223,7 @@ def test_the_card_gets_the_figures_once(micro_pipeline: Path, tmp_path: Path) ->
         (["--n", "0"], "n must be at least 1 scene, got 0"),
         (["--embeddings", "clip"], "embeddings must be prior, text or image, got 'clip'"),
         (["--splits", "d"], "no split 'd'"),
+        (["--sampler", "huen"], "no sampler 'huen': did you mean 'heun'?"),
         (["--pipeline", "no-such-pipeline"], "no-such-pipeline"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from dalle_2.errors import UsageError
+from dalle_2.sampling.sampler_names import NAMES, sampler_name
 
 SPLITS = {"a": "new scenes of seen pairs", "b": "pairings never seen together", "c": "colour-shape pairs never seen"}
 
@@ -21,6 +22,9 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(help="Another set of scenes and noises, for tuning.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of every stage; by default the pipeline's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Of the decoder; by default the pipeline's.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Of the decoder, by default ddim: {', '.join(NAMES)}.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where report.json, report.md and the sheets go.")] = Path("evaluation"),
     card: Annotated[bool, typer.Option("--card", help="Write the figures into the pipeline's README.md.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
@@ -37,6 +41,8 @@ def evaluate(
         raise UsageError(f"embeddings must be prior, text or image, got {embeddings!r}")
     if n < 1:
         raise UsageError(f"n must be at least 1 scene, got {n}")
+    if sampler is not None:
+        sampler_name(sampler)
     from dalle_2.evaluation.evaluate import QUESTIONS, Settings, sheet, table
     from dalle_2.evaluation.evaluate import evaluate as run
     from dalle_2.paths import atomic_path, atomic_write_text
@@ -44,7 +50,7 @@ def evaluate(
 
     questions, readme = chosen(splits, QUESTIONS), card_of(pipeline) if card else None
     whole = load(pipeline, device=device, dtype=dtype)
-    settings = Settings(n=n, embeddings=embeddings, steps=steps, guidance=guidance)  # type: ignore[arg-type]
+    settings = Settings(n=n, embeddings=embeddings, steps=steps, guidance=guidance, sampler=sampler)  # type: ignore[arg-type]
     if seed is not None:
         settings = Settings(**{**vars(settings), "seed": seed})
     results = []

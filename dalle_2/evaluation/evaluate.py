@@ -49,14 +49,15 @@ QUESTIONS = (
 @dataclass(frozen=True)
 class Settings:
     """embeddings: where the decoder's image embedding comes from: the prior, the bare text embedding, or (as an upper
-    bound) CLIP's embedding of a true picture. steps, guidance: None for the pipeline's defaults. batch: scenes at a
-    time. Raises UsageError for values that make no sense."""
+    bound) CLIP's embedding of a true picture. steps, guidance, and sampler (the decoder's): None for the pipeline's
+    defaults. batch: scenes at a time. Raises UsageError for values that make no sense."""
 
     n: int = 500
     seed: int = EVALUATION_SEED
     embeddings: Embeddings = "prior"
     steps: int | None = None
     guidance: float | None = None
+    sampler: str | None = None
     batch: int = 20
 
     def __post_init__(self) -> None:
@@ -71,6 +72,7 @@ class Settings:
         parts = [f"{self.n} scenes a row", f"seed {self.seed}", f"image embeddings {SOURCES[self.embeddings]}"]
         parts += [] if self.steps is None else [f"steps {self.steps}"]
         parts += [] if self.guidance is None else [f"guidance {self.guidance:g}"]
+        parts += [] if self.sampler is None else [f"decoder sampler {self.sampler}"]
         return ", ".join(parts)
 
 
@@ -140,14 +142,15 @@ def draw(
 ) -> Float[Tensor, "n 3 h w"]:
     """One picture a scene, by the way that `settings.embeddings` says."""
     captions = [statement.text for _, statement in scenes]
+    sampler = {"decoder": settings.sampler} if settings.sampler else None
     if settings.embeddings != "image":
         return pipeline.generate(
-            captions, settings.steps, seeds=seeds, guidance=settings.guidance,
+            captions, settings.steps, seeds=seeds, guidance=settings.guidance, sampler=sampler,
             use_prior=settings.embeddings == "prior", micro_batch=len(captions),
         )  # fmt: skip
     true = [Image.fromarray(render(scene, READ_AT)) for scene, _ in scenes]
     z_img = pipeline._encode_images(true)
-    small = pipeline.decode(z_img, settings.steps, seeds=seeds, guidance=settings.guidance)
+    small = pipeline.decode(z_img, settings.steps, seeds=seeds, guidance=settings.guidance, sampler=sampler)
     return pipeline.upscale(small, z_img, settings.steps, seeds=seeds) if pipeline.upsamplers else small
 
 
