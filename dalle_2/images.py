@@ -5,9 +5,9 @@ Inside, pictures are float tensors in [-1, 1], (B, 3, H, W); outside, PIL pictur
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor
 from dalle_2.errors import DataError, UsageError
 from dalle_2.metadata import read_metadata, save_image
 
-__all__ = ["from_pil", "grid", "open_image", "read_metadata", "save_image", "to_pil", "to_pils"]
+__all__ = ["from_pil", "grid", "open_alpha", "open_image", "read_metadata", "save_image", "to_pil", "to_pils"]
+
+P = TypeVar("P")
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; Pillow warns from here on
 
@@ -58,11 +60,23 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises DataError with the file's name if it is missing, broken, or larger than MAX_PIXELS.
     """
+    return _opened(path, _flatten)
+
+
+def open_alpha(path: str | os.PathLike[str]) -> Image.Image | None:
+    """How opaque each pixel of a picture is, 0 ... 255, upright as `open_image` gives it; None without transparency.
+
+    Raises what `open_image` raises.
+    """
+    return _opened(path, _alpha)
+
+
+def _opened(path: str | os.PathLike[str], read: Callable[[Image.Image], P]) -> P:
     try:
         with Image.open(path, formats=_formats()) as image:
             _check_size(image)
             image.seek(0)
-            return _flatten(ImageOps.exif_transpose(image))
+            return read(ImageOps.exif_transpose(image))
     except DataError as error:
         raise DataError(f"can't use {path}: {error}") from None
     except FileNotFoundError:
@@ -99,10 +113,18 @@ def _flatten(image: Image.Image) -> Image.Image:
     """8-bit RGB; what shows through is white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
-    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+    if _shows_through(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    return image.convert("RGBA").getchannel("A") if _shows_through(image) else None
+
+
+def _shows_through(image: Image.Image) -> bool:
+    return image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info
 
 
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:

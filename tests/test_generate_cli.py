@@ -110,7 +110,7 @@ def test_metadata_can_be_left_out(run: Callable[..., int]) -> None:
 
 
 def test_nothing_is_ever_written_over(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dalle_2.cli.generate.STAMP", "same")
+    monkeypatch.setattr("dalle_2.cli.run.STAMP", "same")
     for _ in range(3):
         run(RED, "--seed", "1", "--quiet")
     assert [path.name for path in files()] == ["same-1-000-2.png", "same-1-000-3.png", "same-1-000.png"]

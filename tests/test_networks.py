@@ -177,8 +177,8 @@ def test_a_carried_picture_is_added_by_a_factor_of_time() -> None:
     x, z, t_emb = noise(2, 3, 16, 16), noise(2, DIM, seed=1), noise(2, 16, seed=2)
     factor = F.silu(t_emb).sum(dim=1)[:, None, None, None]
     assert torch.allclose(carrying(x, z, t_emb), plain(x, z, t_emb) + factor * x, atol=1e-5)
-    with pytest.raises(ConfigError, match="out_channels must be 3 and low_res_channels 0 or 3, got 6 and 0"):
-        unet(carry=True, out_channels=6)
+    with pytest.raises(ConfigError, match="out_channels must be 3 or 6 and low_res_channels 0 or 3, got 4 and 0"):
+        unet(carry=True, out_channels=4)
 
 
 def test_a_second_picture_is_carried_whole_until_training_says_otherwise() -> None:

@@ -112,7 +112,7 @@ def test_nested_tables_become_dotted_keys() -> None:
         ("upsampler.config.T=3", "^'upsampler': config.steps must be at most config.T = 3, got 4$"),
         ("clip.run.batch=1", "^'clip': CLIP learns to tell the pairs .*: run.batch must be at least 2, got 1$"),
         ("clip.run.accumulate=2", "^'clip': parts of a batch would lack .* run.accumulate must be 1, got 2$"),
-        ("decoder.config.unet.out_channels=6", "carry adds .*: out_channels must be 3 .* got 6 and 0$"),
+        ("decoder.config.unet.out_channels=6", "unet.out_channels must be 3 without learned_variance, got 6$"),
         ("decoder.config.unet.low_res_channels=3", "unet.low_res_channels must be 0 without a draft, got 3$"),
         ("upsampler.config.unet.out_channels=1", "^'upsampler': config.unet.out_channels must be 3 .* got 1$"),
         ("upsampler.config.unet.low_res_channels=0", "config.unet.low_res_channels must be 3 in this stage, got 0$"),

@@ -1,26 +1,22 @@
 """`dalle2 generate PROMPT...`: make pictures from prompts."""
 
-import json
 import sys
-import time
-from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from dalle_2.cli import options
+from dalle_2.cli.run import Run
 from dalle_2.cli.stage_progress import loading, stage_progress
 from dalle_2.errors import UsageError
-from dalle_2.inference.generation import Generation, GenerationSettings
-from dalle_2.inference.saving import Format, output_folder, save_new
+from dalle_2.inference.generation import GenerationSettings
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
+from dalle_2.sampling.options import Threshold
 from dalle_2.sampling.sampler_names import NAMES, sampler_name
 from dalle_2.text.prompts import check_prompts
-
-# What a file's name begins with. The prompt stays out of it: it may be long, private, or no valid name.
-STAMP = "%Y%m%d-%H%M%S"
 
 
 def generate(
@@ -33,9 +29,8 @@ def generate(
         typer.Option("--prompts", metavar="FILE", help="More prompts, one a line; - is standard input."),
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures for each prompt.")] = 1,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the first picture, the next has one more; random by default.")
-    ] = None,
+    best_of: Annotated[int, typer.Option(min=1, help="Make so many for each, and keep those CLIP finds closest.")] = 1,
+    seed: options.Seed = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of every stage.")] = None,
     prior_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the prior alone.")] = None,
     decoder_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the decoder alone.")] = None,
@@ -53,21 +48,30 @@ def generate(
         float | None, typer.Option(min=0, help="How closely the decoder follows; 1 is off.")
     ] = None,
     prior_guidance: Annotated[float | None, typer.Option(min=0, help="The same of the prior.")] = None,
+    text_guidance: Annotated[
+        float | None, typer.Option(min=0, help="Of the caption, in a decoder that reads captions.")
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the pictures should not show; needs guidance above 1.")
+    ] = None,
+    threshold: Annotated[
+        Threshold | None, typer.Option(help="How the decoder's guesses are kept in range; dynamic for strong guidance.")
+    ] = None,
     no_prior: Annotated[bool, typer.Option("--no-prior", help="Text embeddings go to the decoder.")] = False,
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Embeddings that the prior draws for a picture; the best is kept.")
     ] = None,
-    pipeline: Annotated[str, typer.Option(help="A shipped name, a folder, or a hub id.")] = DEFAULT,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = GENERATIONS,
-    format: Annotated[Format, typer.Option(help="Picture format.")] = "png",
-    grid: Annotated[bool, typer.Option("--grid", help="Also one sheet with all pictures.")] = False,
+    pipeline: options.Pipeline = DEFAULT,
+    device: options.Device = "auto",
+    dtype: options.DType = "auto",
+    out: options.Out = GENERATIONS,
+    format: options.PictureFormat = "png",
+    grid: options.Sheet = False,
     no_metadata: Annotated[
         bool, typer.Option("--no-metadata", help="Leave prompt and settings out of the files.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line a picture.")] = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make pictures from prompts.
 
@@ -79,8 +83,6 @@ def generate(
         raise UsageError(f"eta must be at least 0 and below 1, got {eta}: 0 is deterministic")
     samplers = _samplers(sampler, {"prior": prior_sampler, "decoder": decoder_sampler, "upsampler": upsampler_sampler})
     found = find_pipeline(pipeline)
-    folder = output_folder(out)
-
     stage_steps = {"prior": prior_steps, "decoder": decoder_steps, "upsampler": upsampler_steps}
     settings = GenerationSettings(
         steps=steps,
@@ -90,79 +92,41 @@ def generate(
         samplers=samplers,
         use_prior=not no_prior,
         candidates=candidates,
+        negative=check_prompts(negative)[0] if negative is not None else None,
+        text_guidance=text_guidance,
+        thresholding=threshold,
     )
-    run = _Run(folder, format, not no_metadata, quiet, as_json)
-    run.pictures(wanted, n, seed, settings, found, device, dtype)
+    run = Run(out, format, keep_metadata=not no_metadata, quiet=quiet, as_json=as_json)
+    _made(run, wanted, n, seed, settings, found, device, dtype, best_of)
     if grid:
         run.sheet()
     run.close()
 
 
-class _Run:
-    """One call of the command: where pictures go, and what is said about them."""
+def _made(
+    run: Run, prompts: list[str], n: int, seed: int | None, settings: GenerationSettings,
+    pipeline: Path, device: str, dtype: str, best_of: int,
+) -> None:  # fmt: skip
+    """Makes and saves the pictures batch by batch; with `best_of` all of them, and then the best."""
+    with loading(pipeline.name, quiet=run.quiet):
+        from dalle_2.inference.generate import generations, new_seed, plan_of, prompt_warnings, repeated
+        from dalle_2.pipelines.folder import load
 
-    def __init__(self, folder: Path, format: Format, keep_metadata: bool, quiet: bool, as_json: bool) -> None:
-        self.folder, self.format, self.keep_metadata = folder, format, keep_metadata
-        self.quiet, self.as_json = quiet, as_json
-        self.begun, self.stamp = time.monotonic(), time.strftime(STAMP)
-        self.made: list[Generation] = []
+        loaded = load(pipeline, device=device, dtype=dtype)
+        plan, doubts = plan_of(loaded, settings), prompt_warnings(loaded, prompts)
+    for doubt in doubts:
+        typer.echo(f"dalle2: warning: {doubt}", err=True)
+    listed = repeated(prompts, n * best_of)
+    batches = ceil(len(listed) / loaded.micro_batch)
+    totals = {name: stage.steps * batches for name, stage in plan.items()}
+    first = new_seed() if seed is None else seed
+    with stage_progress(totals, quiet=run.quiet) as progress:
+        made = generations(loaded, listed, first, settings, on_step=progress.step)
+        if best_of > 1:
+            from dalle_2.inference.rerank import reranked
 
-    def pictures(
-        self, prompts: list[str], n: int, seed: int | None, settings: GenerationSettings,
-        pipeline: Path, device: str, dtype: str,
-    ) -> None:  # fmt: skip
-        """Makes and saves them batch by batch, so that an interruption costs one batch at most."""
-        with loading(pipeline.name, quiet=self.quiet):
-            from dalle_2.inference.generate import generations, new_seed, plan_of, prompt_warnings, repeated
-            from dalle_2.pipelines.folder import load
-
-            loaded = load(pipeline, device=device, dtype=dtype)
-            plan, doubts = plan_of(loaded, settings), prompt_warnings(loaded, prompts)
-        for doubt in doubts:
-            typer.echo(f"dalle2: warning: {doubt}", err=True)
-        listed = repeated(prompts, n)
-        batches = ceil(len(listed) / loaded.micro_batch)
-        totals = {name: stage.steps * batches for name, stage in plan.items()}
-        first = new_seed() if seed is None else seed
-        with stage_progress(totals, quiet=self.quiet) as progress:
-            self._save(generations(loaded, listed, first, settings, on_step=progress.step))
-
-    def _save(self, generations: Iterable[Generation]) -> None:
-        try:
-            for generation in generations:
-                stem = f"{self.stamp}-{generation.seed}-{generation.index:03}"
-                metadata = generation.metadata if self.keep_metadata else {}
-                path = save_new(generation.image, self.folder, stem, self.format, metadata)
-                self.made.append(generation)
-                self._say(path, generation)
-        except BaseException:
-            if self.made:
-                typer.echo(f"dalle2: {_pictures(len(self.made))} finished before: {self.folder}", err=True)
-            raise
-
-    def _say(self, path: Path, generation: Generation) -> None:
-        if self.as_json:
-            typer.echo(json.dumps({"file": str(path), **generation.metadata}, ensure_ascii=False))
-        elif not self.quiet:
-            typer.echo(f"{path}  seed {generation.seed}  {_short(generation.prompt)}")
-
-    def sheet(self) -> None:
-        """All pictures on one sheet, each above its prompt."""
-        from dalle_2.images import grid
-
-        labels = [_short(generation.prompt) for generation in self.made]
-        sheet = grid([generation.image for generation in self.made], labels=labels)
-        metadata = {"prompts": labels, "seeds": [generation.seed for generation in self.made]}
-        stem = f"{self.stamp}-{self.made[0].seed}-grid"
-        path = save_new(sheet, self.folder, stem, self.format, metadata if self.keep_metadata else {})
-        if not self.quiet:
-            typer.echo(path, err=self.as_json)
-
-    def close(self) -> None:
-        """Says where the pictures lie."""
-        if not self.quiet:
-            seconds = time.monotonic() - self.begun
-            typer.echo(f"{_pictures(len(self.made))} in {self.folder.resolve()} ({seconds:.1f} s)", err=True)
+            made = iter(reranked(loaded, list(made), n))
+        run.save(made)
 
 
 def _from_file(name: str | None) -> list[str]:
@@ -188,12 +152,3 @@ def _samplers(every: str | None, own: dict[str, str | None]) -> dict[str, str]:
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {stage: value for stage, value in values.items() if value is not None}
-
-
-def _pictures(count: int) -> str:
-    return f"{count} picture{'' if count == 1 else 's'}"
-
-
-def _short(prompt: str, most: int = 80) -> str:
-    flat = " ".join(prompt.split())
-    return flat if len(flat) <= most else f"{flat[: most - 3]}..."

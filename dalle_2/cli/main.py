@@ -17,11 +17,19 @@ from typer.core import TyperGroup
 from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.paths import is_disk_full
 
-# A command lives in cli/NAME.py: a function NAME with typer's annotations, or a typer.Typer called `app`.
+# A command lives in cli/NAME.py, "_" for "-": a function NAME with typer's annotations, or a typer.Typer called `app`.
 COMMANDS = {
     "generate": "Make pictures from prompts.",
     "train": "Train a pipeline, or one stage of it.",
     "evaluate": "Measure how well a pipeline follows its prompts.",
+    "variations": "Draw other pictures of the same content.",
+    "interpolate": "Draw the way between two pictures, or two captions.",
+    "text-diff": "Change a picture by the difference of two captions.",
+    "inpaint": "Paint into a part of a picture.",
+    "outpaint": "Continue a picture beyond its borders.",
+    "image-to-image": "Draw over a picture.",
+    "reconstruct": "Draw a picture from the first directions of its embedding.",
+    "probe": "Write a word on a picture and ask CLIP what it shows.",
     "upscale": "Enlarge a picture with a pipeline's upsampler.",
     "show": "Read back how a picture was made.",
     "doctor": "Examine this machine and its packages, and name known traps.",
@@ -141,8 +149,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _load(name: str) -> Any:
-    module = importlib.import_module(f"dalle_2.cli.{name}")
-    return typer.main.get_command(getattr(module, "app", None) or _alone(name, getattr(module, name)))
+    file = name.replace("-", "_")
+    module = importlib.import_module(f"dalle_2.cli.{file}")
+    return typer.main.get_command(getattr(module, "app", None) or _alone(name, getattr(module, file)))
 
 
 def _alone(name: str, function: Callable[..., Any]) -> typer.Typer:

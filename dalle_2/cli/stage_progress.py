@@ -21,7 +21,10 @@ class StageProgress:
 
 
 class Bars(StageProgress):
-    """A live bar for each stage, on stderr. totals: steps a stage over the whole run."""
+    """A live bar for each stage, on stderr. totals: steps a stage over the whole run.
+
+    A stage that isn't among them gets a bar when it begins, which grows with every further walk.
+    """
 
     def __init__(self, totals: Mapping[str, int]) -> None:
         from rich.console import Console
@@ -33,6 +36,7 @@ class Bars(StageProgress):
         self._tasks = {
             stage: self._progress.add_task(stage, total=total, start=False) for stage, total in totals.items()
         }
+        self._open: set[str] = set()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -43,8 +47,14 @@ class Bars(StageProgress):
 
     def step(self, stage: str, step: Any) -> None:
         """Moves a stage's bar, whose clock starts with its first step."""
-        self._progress.start_task(self._tasks[stage])
-        self._progress.advance(self._tasks[stage])
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=0, start=False)
+            self._open.add(stage)
+        task = self._tasks[stage]
+        if stage in self._open and step.index == 0:
+            self._progress.update(task, total=(self._progress.tasks[task].total or 0) + step.total)
+        self._progress.start_task(task)
+        self._progress.advance(task)
 
 
 class Lines(StageProgress):

@@ -131,36 +131,14 @@ class EmbeddingStore(Dataset[tuple[Tensor, Tensor]]):
 
 
 class EmbeddingPairs(Dataset[dict[str, Tensor]]):
-    """The prior's training data: batches {"z_txt": (B, D), "z_img": (B, D)}, float32."""
+    """The prior's training data: batches {"z_txt": (B, D), "z_img": (B, D)}, float32.
 
-    def __init__(self, store: EmbeddingStore) -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        z_img, z_txt = self.store[index]
-        return {"z_txt": z_txt, "z_img": z_img}
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        z_img, z_txt = self.store.batch(indices)
-        return {"z_txt": z_txt, "z_img": z_img}
-
-
-class EmbeddedImages(Dataset[dict[str, Tensor]]):
-    """The decoder's and upsampler's data: batches {"z_img": (B, D), "image": (B, 3, S, S) in [-1, 1]},
-    float32.
-
-    `source` renders the same pictures as the store was built from, at whatever size is trained. Raises
-    DataError if its fingerprint or length is not the store's: row i is picture i, or nothing.
+    tokens: a row for each pair, for a prior that reads captions; batches then also hold "tokens" (B, L).
     """
 
-    def __init__(self, store: EmbeddingStore, source: AbsDataset) -> None:
-        found = {"data_id": data_fingerprint(source), "count": len(source)}
-        _check_same(store.folder, store.manifest, found)
+    def __init__(self, store: EmbeddingStore, tokens: np.ndarray | None = None) -> None:
         self.store = store
-        self.source = source
+        self.tokens = _checked_tokens(tokens, store)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -169,8 +147,45 @@ class EmbeddedImages(Dataset[dict[str, Tensor]]):
         return {key: value[0] for key, value in self.batch([operator.index(index)]).items()}
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        z_img = _rows(self.store.z_img, indices)
-        return {"z_img": z_img, "image": to_image_tensor(np.stack([self.source[i].image for i in indices]))}
+        z_img, z_txt = self.store.batch(indices)
+        return {"z_txt": z_txt, "z_img": z_img, **_token_rows(self.tokens, indices)}
+
+
+class EmbeddedImages(Dataset[dict[str, Tensor]]):
+    """The decoder's and upsampler's data: batches {"z_img": (B, D), "image": (B, 3, S, S) in [-1, 1]},
+    float32.
+
+    tokens: as for `EmbeddingPairs`. `source` renders the same pictures as the store was built from, at
+    whatever size is trained. Raises DataError if its fingerprint or length is not the store's: row i is
+    picture i, or nothing.
+    """
+
+    def __init__(self, store: EmbeddingStore, source: AbsDataset, tokens: np.ndarray | None = None) -> None:
+        found = {"data_id": data_fingerprint(source), "count": len(source)}
+        _check_same(store.folder, store.manifest, found)
+        self.store = store
+        self.source = source
+        self.tokens = _checked_tokens(tokens, store)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {key: value[0] for key, value in self.batch([operator.index(index)]).items()}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        pictures = to_image_tensor(np.stack([self.source[i].image for i in indices]))
+        return {"z_img": _rows(self.store.z_img, indices), "image": pictures, **_token_rows(self.tokens, indices)}
+
+
+def _checked_tokens(tokens: np.ndarray | None, store: EmbeddingStore) -> np.ndarray | None:
+    if tokens is not None and len(tokens) != len(store):
+        raise DataError(f"got {len(tokens)} token rows for {len(store)} embeddings: give one a picture")
+    return tokens
+
+
+def _token_rows(tokens: np.ndarray | None, indices: Sequence[int]) -> dict[str, Tensor]:
+    return {} if tokens is None else {"tokens": torch.from_numpy(tokens[np.asarray(indices)].astype(np.int64))}
 
 
 def build_store(

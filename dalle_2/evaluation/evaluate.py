@@ -150,7 +150,9 @@ def draw(
         )  # fmt: skip
     true = [Image.fromarray(render(scene, READ_AT)) for scene, _ in scenes]
     z_img = pipeline._encode_images(true)
-    small = pipeline.decode(z_img, settings.steps, seeds=seeds, guidance=settings.guidance, sampler=sampler)
+    small = pipeline.decode(
+        z_img, settings.steps, seeds=seeds, guidance=settings.guidance, sampler=sampler, captions=captions
+    )
     return pipeline.upscale(small, z_img, settings.steps, seeds=seeds) if pipeline.upsamplers else small
 
 

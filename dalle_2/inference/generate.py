@@ -64,6 +64,7 @@ def generations(
         pictures = _pictures(pipeline, part, first + start, settings, on_step)
         for k, image in enumerate(to_pils(pictures)):
             metadata = {"prompt": part[k], "seed": first + start + k, **record(pipeline, plan, image)}
+            metadata |= {"negative": settings.negative} if settings.negative else {}
             yield Generation(start + k, part[k], first + start + k, image, metadata)
 
 
@@ -77,6 +78,8 @@ def plan_of(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, StageSe
         use_prior=settings.use_prior,
         candidates=settings.candidates,
         sampler=settings.samplers,
+        text_guidance=settings.text_guidance,
+        thresholding=settings.thresholding,
     )
 
 
@@ -114,6 +117,9 @@ def _pictures(
         use_prior=settings.use_prior,
         candidates=settings.candidates,
         sampler=settings.samplers,
+        negative=settings.negative,
+        text_guidance=settings.text_guidance,
+        thresholding=settings.thresholding,
         micro_batch=len(prompts),
         on_step=on_step,
     )

@@ -7,6 +7,7 @@ from PIL import Image
 from pydantic import Field
 
 from dalle_2.config import Settings
+from dalle_2.sampling.options import Threshold
 
 
 class GenerationSettings(Settings):
@@ -19,6 +20,9 @@ class GenerationSettings(Settings):
     samplers: dict[str, str] = Field(default_factory=dict)
     use_prior: bool = True
     candidates: int | None = Field(None, ge=1)
+    negative: str | None = None
+    text_guidance: float | None = Field(None, ge=0)
+    thresholding: Threshold | None = None
     micro_batch: int | None = Field(None, ge=1)
 
 

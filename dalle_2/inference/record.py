@@ -20,6 +20,7 @@ def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Ima
         "sampler": {name: stage.sampler for name, stage in plan.items()},
         "guidance": {name: stage.guidance for name, stage in plan.items()},
         **({"candidates": plan["prior"].candidates} if "prior" in plan else {}),
+        **_drawing(plan.get("decoder")),
         "eta": max(stage.eta for stage in plan.values()),
         "size": f"{image.width}x{image.height}",
         "device": pipeline.device.type,
@@ -27,3 +28,9 @@ def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Ima
         "dalle_2": __version__,
         "torch": torch.__version__,
     }
+
+
+def _drawing(run: StageSettings | None) -> dict[str, Any]:
+    """What only a decoder has, where it was asked for."""
+    given = {} if run is None else {"text_guidance": run.text_guidance, "threshold": run.thresholding}
+    return {name: value for name, value in given.items() if value is not None}

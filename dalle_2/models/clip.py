@@ -21,28 +21,11 @@ from dalle_2.errors import UsageError
 from dalle_2.models.layers.grid_pool import GridPool
 from dalle_2.models.layers.side_tasks import SideTasks
 from dalle_2.models.layers.stem import conv_stem, patch_stem
-from dalle_2.models.layers.transformer import Activation, Transformer
+from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer, TowerConfig, transformer_of
 
 # Brings all losses to the same order: a caption's phrases cost a hundred nats, a thumbnail a tenth.
 SIDE_WEIGHTS = {"phrases_image": 0.025, "phrases_text": 0.025, "thumbnail": 20.0}
 MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5: larger temperatures make training unstable
-
-
-class TowerConfig(Settings):
-    """What both towers have. mlp_width None means four times the width."""
-
-    width: int = Field(ge=1)
-    depth: int = Field(ge=0)
-    heads: int = Field(ge=1)
-    mlp_width: int | None = Field(None, ge=1)
-    activation: Activation = "gelu"
-    eps: float = Field(1e-5, gt=0)
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        return self
 
 
 class VisionConfig(TowerConfig):
@@ -73,19 +56,6 @@ class VisionConfig(TowerConfig):
                 f"a conv stem halves the picture, so patch must be 2, 4, 8, ..., got {self.patch}"
             )
         return self
-
-
-class TextConfig(TowerConfig):
-    """The text tower. pool: it is read at the first `eos_id`, or at the highest id as in OpenAI's code."""
-
-    width: int = Field(160, ge=1)
-    depth: int = Field(3, ge=0)
-    heads: int = Field(5, ge=1)
-    vocab_size: int = Field(4096, ge=1)
-    context_length: int = Field(32, ge=2)
-    pad_id: int = Field(0, ge=0)
-    eos_id: int = Field(2, ge=0)
-    pool: Literal["eos", "highest"] = "eos"
 
 
 class CLIPConfig(Settings):
@@ -123,7 +93,7 @@ class VisionTower(nn.Module):
         self.class_token = nn.Parameter(scale * torch.randn(width)) if classes else None
         self.positions = nn.Parameter(scale * torch.randn(patches + classes, width))
         self.norm_in = nn.LayerNorm(width, eps=config.eps)
-        self.transformer = _transformer(config, causal=False)
+        self.transformer = transformer_of(config, causal=False)
         self.norm_out = nn.LayerNorm(width, eps=config.eps)
         self.projection = (
             _projection(width, embed_dim)
@@ -142,36 +112,17 @@ class VisionTower(nn.Module):
         return self.projection(self.norm_out(states if self.class_token is None else states[:, 0]))
 
 
-class TextTower(nn.Module):
-    """A causal transformer that reads its end token, so whatever follows that has no influence."""
+class TextTower(TextTransformer):
+    """A text transformer that reads its end token, so whatever follows that has no influence."""
 
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Parameter(0.01 * torch.randn(config.context_length, config.width))
-        self.transformer = _transformer(config, causal=True)
-        self.norm_out = nn.LayerNorm(config.width, eps=config.eps)
+        super().__init__(config)
         self.projection = _projection(config.width, embed_dim)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-
-    def states(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l w"]:
-        if tokens.shape[1] > self.config.context_length:
-            raise UsageError(
-                f"got {tokens.shape[1]} tokens, this CLIP reads at most {self.config.context_length}"
-            )
-        return self.norm_out(self.transformer(self.embedding(tokens) + self.positions[: tokens.shape[1]]))
 
     def forward(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         states = self.states(tokens)
         ends = self.ends(tokens)
         return self.projection(states[torch.arange(len(tokens), device=tokens.device), ends])
-
-    def ends(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, "b"]:
-        """The position each text is read at. argmax gives the first of several equal values."""
-        return (tokens if self.config.pool == "highest" else (tokens == self.config.eos_id).int()).argmax(
-            dim=1
-        )
 
 
 class CLIP(nn.Module):
@@ -217,7 +168,7 @@ class CLIP(nn.Module):
 
     def encode_text(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         """Raw embeddings of token rows. Raises UsageError for rows longer than the context."""
-        return self.centre_text(self.text(self._trimmed(tokens)).float())
+        return self.centre_text(self.text(self.text.trimmed(tokens)).float())
 
     def text_states(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l w"]:
         """The text tower's last hidden states, after the final norm, one a token."""
@@ -249,7 +200,7 @@ class CLIP(nn.Module):
         """
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
-        tokens = self._trimmed(batch["tokens"])
+        tokens = self.text.trimmed(batch["tokens"])
         raw_image, raw_text, scale = self(batch["image"], tokens)
         # A cosine near 1 has no digits left in half precision.
         with torch.autocast(tokens.device.type, enabled=False):
@@ -261,10 +212,6 @@ class CLIP(nn.Module):
             loss = loss + self.config.side_weight * sum(SIDE_WEIGHTS[name] * part for name, part in side.items())
             parts |= side
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
-
-    def _trimmed(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, "b k"]:
-        """Without the columns after the last end token, which influence nothing and cost time."""
-        return tokens[:, : int(self.text.ends(tokens).max()) + 1] if len(tokens) else tokens
 
 
 def same_text(tokens: Int[Tensor, "b l"]) -> Bool[Tensor, "b b"]:
@@ -290,18 +237,6 @@ def contrastive(
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     right = torch.cat([logits.argmax(0) == target, logits.argmax(1) == target])
     return {"contrastive": loss, "accuracy": right.float().mean()}
-
-
-def _transformer(config: TowerConfig, *, causal: bool) -> Transformer:
-    return Transformer(
-        config.width,
-        config.depth,
-        config.heads,
-        activation=config.activation,
-        mlp_width=config.mlp_width,
-        causal=causal,
-        eps=config.eps,
-    )
 
 
 def _centre(config: CLIPConfig) -> nn.Module:

@@ -1,23 +1,24 @@
 """The whole of DALL·E 2: text embedding, prior, decoder, upsamplers (paper, figure 2)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
 from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.images import to_pils
 from dalle_2.models.candidates import best, scores
+from dalle_2.models.captions import Caption
 from dalle_2.models.checkpoints import load_model
-from dalle_2.models.decoder import Decoder, require_eta
-from dalle_2.models.diffusion import Diffusion, unit_space
-from dalle_2.models.embedding_space import EmbeddingSpace, check_same
+from dalle_2.models.decoder import Decoder, Known, require_eta
+from dalle_2.models.diffusion import Diffusion
+from dalle_2.models.fit import Encoder, check_fit, check_sizes, check_width
 from dalle_2.models.modes import evaluating
 from dalle_2.models.placement import choose_device, choose_dtype, lies_on
 from dalle_2.models.prior import Prior
@@ -31,25 +32,17 @@ from dalle_2.models.stages import (
 )
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.sampling.ddim_sampler import DDIMSampler
+from dalle_2.sampling.guidance import Threshold
+from dalle_2.sampling.inversion import invert
 from dalle_2.sampling.sampler import Sampler, Step
 from dalle_2.sampling.samplers import sampler as sampler_named
-from dalle_2.text.prompts import check_prompts
+from dalle_2.text.prompts import check_prompts, negative_rows
+
+REFINED = 2  # fixed-point iterations a step of inversion: without them the way back ends beside the picture
 
 OnStep: TypeAlias = Callable[[str, Step], None]
 Draw: TypeAlias = Callable[[], Tensor]
 SamplerNames: TypeAlias = str | Mapping[str, str] | None  # of every diffusion stage, or by stage
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """What a pipeline asks of its CLIP. It may also have `space`; else unit length is taken for granted."""
-
-    @property
-    def dim(self) -> int: ...
-
-    def encode_text(self, prompts: list[str]) -> Float[Tensor, "n d"]: ...
-
-    def encode_images(self, images: list[Image.Image]) -> Float[Tensor, "n d"]: ...
 
 
 # A part is given as it is, as its weight file, or as something that makes it when it is first needed.
@@ -183,6 +176,8 @@ class DALLe2:
         last_stage: str | None = None,
         candidates: int | None = None,
         sampler: SamplerNames = None,
+        text_guidance: float | None = None,
+        thresholding: Threshold | None = None,
     ) -> dict[str, StageSettings]:
         """What `generate` would run with the same arguments, by stage.
 
@@ -190,7 +185,7 @@ class DALLe2:
         """
         require_eta(eta)
         stages = self.stages(use_prior=use_prior, last_stage=last_stage)
-        self._check_fit(stages)
+        check_fit(self.clip_encoder, stages)
         scales = {"decoder": float(guidance)} if isinstance(guidance, int | float) else dict(guidance or {})
         own_steps = dict(stage_steps or {})
         self._check_names(scales, own_steps)
@@ -200,7 +195,13 @@ class DALLe2:
             drawn = candidates if name == "prior" else None
             chosen = self.sampler_of(name, model, sampler)
             settings[name] = settled(name, model, self.defaults, wish[0], eta, wish[1], drawn, chosen)
-        return settings
+        self._check_reads(text_guidance)
+        drawing = replace(settings["decoder"], text_guidance=text_guidance, thresholding=thresholding)
+        return settings | {"decoder": drawing}
+
+    def _check_reads(self, text_guidance: float | None) -> None:
+        if text_guidance is not None and self.decoder.caption is None:
+            raise UsageError("text_guidance is for a decoder that reads captions, and this pipeline's reads none")
 
     def sampler_of(self, stage: str, model: Diffusion, names: SamplerNames = None) -> Sampler:
         """The sampler that a stage runs with: the one named, else the one given at the start, else DDIM.
@@ -222,15 +223,6 @@ class DALLe2:
         if wrong:
             raise UsageError(f"this pipeline has no stage {wrong[0]!r}: its stages are {', '.join(known)}")
 
-    def _check_fit(self, stages: Mapping[str, Any]) -> None:
-        """The parts of a run speak of the same embeddings, and of the same picture sizes."""
-        space = encoder_space(self.clip_encoder)
-        for name, model in stages.items():
-            for own in spaces(model):
-                check_same(space, own, ("the CLIP encoder", f"the {name}"))
-        for small, large in pairwise(name for name in stages if name != "prior"):
-            _check_sizes(f"{small}'s picture", stages[small].config.image_size, large, stages[large])
-
     # Running
 
     def generate(
@@ -246,6 +238,9 @@ class DALLe2:
         last_stage: str | None = None,
         candidates: int | None = None,
         sampler: SamplerNames = None,
+        negative: Sequence[str] | str | None = None,
+        text_guidance: float | None = None,
+        thresholding: Threshold | None = None,
         micro_batch: int | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
@@ -261,6 +256,9 @@ class DALLe2:
             The best goes on; where the decoder has a draft, each is drawn, and what CLIP sees in the best goes on.
         sampler: a name of `SAMPLERS` for every diffusion stage, or names by stage; by default the samplers given at
             the start, else DDIM. Only DDIM takes an eta above 0.
+        negative: what the pictures should not show, one text for all or one a prompt; guidance leads away from it.
+        text_guidance: of the caption in a decoder that reads captions; by default `guidance` goes for both.
+        thresholding: how the decoder's guesses are kept in range, "static", "dynamic" or "none".
         micro_batch: pictures at a time. on_step: called with a stage's name and its `Step` after each step.
 
         Raises UsageError for arguments that make no sense, parts that don't fit each other, an empty prompt;
@@ -270,21 +268,32 @@ class DALLe2:
         plan = self.settings(
             steps, eta, guidance=guidance, stage_steps=stage_steps,
             use_prior=use_prior, last_stage=last_stage, candidates=candidates, sampler=sampler,
+            text_guidance=text_guidance, thresholding=thresholding,
         )  # fmt: skip
-        rows = seed_rows(seeds, len(listed))
+        rows, against = seed_rows(seeds, len(listed)), negative_rows(negative, len(listed))
         size = self.micro_batch if micro_batch is None else micro_batch
         if size < 1:
             raise UsageError(f"micro_batch must be at least 1, got {size}")
         parts = [slice(i, i + size) for i in range(0, len(listed), size)]
-        return torch.cat([self._generate(listed[part], rows[part], plan, on_step) for part in parts])
+        pictures = [
+            self._generate(listed[part], against[part] if against else None, rows[part], plan, on_step)
+            for part in parts
+        ]
+        return torch.cat(pictures)
 
     def _generate(
-        self, prompts: list[str], seeds: list[int], plan: Mapping[str, StageSettings], on_step: OnStep | None
+        self,
+        prompts: list[str],
+        negative: list[str] | None,
+        seeds: list[int],
+        plan: Mapping[str, StageSettings],
+        on_step: OnStep | None,
     ) -> Tensor:
-        z = self._encode_text(prompts)
+        caption, against = self._captions(prompts), self._captions(negative) if negative else None
+        z = caption.z_txt
         if "prior" in plan:
-            z = self._image_embeddings(z, plan["prior"], seeds, on_step)
-        x = self._pictures(z, plan["decoder"], seeds, on_step)
+            z = self._image_embeddings(caption, against, plan["prior"], seeds, on_step)
+        x = self._pictures(z, plan["decoder"], seeds, on_step, caption=caption, negative=against)
         for name, upsampler in named(self.upsamplers).items():
             if name in plan:
                 x = self._enlarged(name, upsampler, x, z, plan[name], seeds, on_step)
@@ -301,6 +310,7 @@ class DALLe2:
         use_prior: bool = True,
         candidates: int | None = None,
         sampler: SamplerNames = None,
+        negative: Sequence[str] | str | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n d"]:
         """Image embeddings for prompts; without a prior, or with `use_prior` off, the text embeddings.
@@ -312,10 +322,13 @@ class DALLe2:
         prior = self.prior if use_prior else None
         if prior is None:
             return self._encode_text(listed)
-        self._check_fit({"prior": prior})
+        check_fit(self.clip_encoder, {"prior": prior})
         chosen = self.sampler_of("prior", prior, sampler)
         run = settled("prior", prior, self.defaults, steps, eta, guidance, candidates, chosen)
-        return self._image_embeddings(self._encode_text(listed), run, seed_rows(seeds, len(listed)), on_step)
+        against = negative_rows(negative, len(listed))
+        avoided = self._captions(against) if against else None
+        rows = seed_rows(seeds, len(listed))
+        return self._image_embeddings(self._captions(listed), avoided, run, rows, on_step)
 
     def decode(
         self,
@@ -326,13 +339,67 @@ class DALLe2:
         seeds: Sequence[int] | int | None = None,
         guidance: float | None = None,
         sampler: SamplerNames = None,
+        captions: Sequence[str] | None = None,
+        text_guidance: float | None = None,
+        start: Float[Tensor, "n 3 h w"] | None = None,
+        strength: float | None = None,
+        known: Known | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
-        """Pictures in [-1, 1] for image embeddings, at the decoder's size. Raises UsageError for another width."""
-        _check_width(z_img, self.decoder.space, "decoder")
+        """Pictures in [-1, 1] for image embeddings, at the decoder's size.
+
+        captions: for a decoder that reads them, one a picture; others take no notice of them. start, strength: x_T, or
+        pictures to be drawn over, as in `Decoder.sample`; by default noise from the seeds. known: what the pictures
+        must keep. Raises UsageError for embeddings of another width.
+        """
+        check_width(z_img, self.decoder.space, "decoder")
         chosen = self.sampler_of("decoder", self.decoder, sampler)
         run = settled("decoder", self.decoder, self.defaults, steps, eta, guidance, sampler=chosen)
-        return self._pictures(z_img.to(self.device), run, seed_rows(seeds, len(z_img)), on_step)
+        self._check_reads(text_guidance)
+        run = replace(run, text_guidance=text_guidance)
+        caption = self._captions(check_prompts(captions)) if captions is not None else None
+        rows = seed_rows(seeds, len(z_img))
+        return self._pictures(
+            z_img.to(self.device), run, rows, on_step,
+            caption=caption, start=start, strength=strength, known=known,
+        )  # fmt: skip
+
+    def invert(
+        self,
+        pictures: Float[Tensor, "n 3 h w"],
+        z_img: Float[Tensor, "n d"],
+        steps: int | None = None,
+        *,
+        captions: Sequence[str] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "n 3 h w"]:
+        """The noise x_T from which the decoder draws these pictures, of its own size, for these embeddings.
+
+        DDIM inversion without guidance and without thresholding (DALL·E 2 paper, section 3): `decode` with as many
+        steps, eta 0 and that start gives the pictures back, the closer the more steps. Raises UsageError for pictures
+        and embeddings of another shape than the decoder's.
+        """
+        check_width(z_img, self.decoder.space, "decoder")
+        size = self.decoder.config.image_size
+        if tuple(pictures.shape) != (len(z_img), 3, size, size):
+            raise UsageError(f"the decoder draws pictures of {size} px, got {tuple(pictures.shape)}: resize them")
+        run = settled("decoder", self.decoder, self.defaults, steps, 0.0, 1.0)
+        caption = self._captions(check_prompts(captions)) if captions is not None else None
+        tokens = caption.tokens if caption and self.decoder.caption is not None else None
+        watch = _watch("inversion", on_step)
+
+        def walk() -> Tensor:
+            denoiser = self.decoder.denoiser(z_img, tokens=tokens, guidance=1.0, thresholding="none")
+            steps = invert(
+                denoiser, pictures.to(self.device), run.steps,
+                noise_scheduler=self.decoder.noise_scheduler, spacing=self.decoder.spacing, refine=REFINED,
+            )  # fmt: skip
+            for step in steps:
+                if watch is not None:
+                    watch(step)
+            return step.x_s
+
+        return self._finite("decoder", self.decoder, walk)
 
     def upscale(
         self,
@@ -357,8 +424,8 @@ class DALLe2:
         rows = seed_rows(seeds, len(pictures))
         x = pictures.to(self.device)
         for name, upsampler in stages.items():
-            _check_sizes("given picture", x.shape[-1], name, upsampler)
-            _check_width(z, upsampler.space, name)
+            check_sizes("given picture", x.shape[-1], name, upsampler)
+            check_width(z, upsampler.space, name)
             chosen = self.sampler_of(name, upsampler, sampler)
             run = settled(name, upsampler, self.defaults, steps, eta, guidance, sampler=chosen)
             x = self._enlarged(name, upsampler, x, z, run, rows, on_step)
@@ -368,27 +435,43 @@ class DALLe2:
         """Text embeddings of prompts, in the space that CLIP gives them."""
         return self.clip_encoder.encode_text(list(prompts)).to(self.device)
 
+    def _captions(self, prompts: Sequence[str]) -> Caption:
+        """Prompts as the stages read them: their embeddings and, where a stage reads words, their tokens."""
+        return Caption(self._encode_text(list(prompts)), self._tokens(list(prompts)))
+
+    def _tokens(self, prompts: list[str]) -> Int[Tensor, "n l"] | None:
+        if not any(getattr(part, "caption", None) is not None for part in (self.prior, self._decoder)):
+            return None
+        return self.clip_encoder.tokenizer(prompts).to(self.device)  # type: ignore[attr-defined]
+
     def _encode_images(self, images: list[Image.Image]) -> Float[Tensor, "n d"]:
         """Image embeddings of pictures, in the space that CLIP gives them."""
         return self.clip_encoder.encode_images(list(images)).to(self.device)
 
     def _image_embeddings(
-        self, z_txt: Tensor, run: StageSettings, seeds: list[int], on_step: OnStep | None
+        self,
+        caption: Caption,
+        negative: Caption | None,
+        run: StageSettings,
+        seeds: list[int],
+        on_step: OnStep | None,
     ) -> Float[Tensor, "n d"]:
         prior = self.prior
         assert prior is not None
+        tokens = caption.tokens if prior.caption is not None else None
 
         def draw() -> Tensor:
             return prior.sample_candidates(
-                z_txt, run.candidates, run.steps, sampler=self.sampler_of("prior", prior, run.sampler),
-                eta=run.eta, guidance=run.guidance, seeds=seeds, on_step=_watch("prior", on_step),
+                caption.z_txt, run.candidates, run.steps, sampler=self.sampler_of("prior", prior, run.sampler),
+                eta=run.eta, guidance=run.guidance, tokens=tokens, negative=negative, seeds=seeds,
+                on_step=_watch("prior", on_step),
             )  # fmt: skip
 
         drawn = self._finite("prior", prior, draw)
         if run.candidates == 1:
             return drawn[:, 0]
         seen = self._seen(drawn)
-        return best(drawn if seen is None else seen, scores(drawn, z_txt, seen))
+        return best(drawn if seen is None else seen, scores(drawn, caption.z_txt, seen))
 
     def _seen(self, z: Float[Tensor, "b k d"]) -> Float[Tensor, "b k d"] | None:
         """What CLIP sees in the drafts of embeddings; None where the decoder makes no draft."""
@@ -398,12 +481,27 @@ class DALLe2:
         return rearrange(self._encode_images(to_pils(drafts.float())), "(b k) d -> b k d", k=z.shape[1])
 
     def _pictures(
-        self, z_img: Tensor, run: StageSettings, seeds: list[int], on_step: OnStep | None
+        self,
+        z_img: Tensor,
+        run: StageSettings,
+        seeds: list[int],
+        on_step: OnStep | None,
+        *,
+        caption: Caption | None = None,
+        negative: Caption | None = None,
+        start: Tensor | None = None,
+        strength: float | None = None,
+        known: Known | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
+        reads = self.decoder.caption is not None
+
         def draw() -> Tensor:
             return self.decoder.sample(
                 z_img, run.steps, run.eta, sampler=self.sampler_of("decoder", self.decoder, run.sampler),
-                guidance=run.guidance, seeds=seeds, on_step=_watch("decoder", on_step),
+                guidance=run.guidance, text_guidance=run.text_guidance, thresholding=run.thresholding,
+                tokens=caption.tokens if caption and reads else None,
+                negative=negative.tokens if negative and reads else None,
+                start=start, strength=strength, known=known, seeds=seeds, on_step=_watch("decoder", on_step),
             )  # fmt: skip
 
         return self._finite("decoder", self.decoder, draw)
@@ -436,17 +534,6 @@ class DALLe2:
         return x.float()
 
 
-def spaces(model: Any) -> tuple[EmbeddingSpace, ...]:
-    """The embedding spaces that a stage works with."""
-    return (model.text_space, model.space) if isinstance(model, Prior) else (model.space,)
-
-
-def encoder_space(encoder: Encoder) -> EmbeddingSpace:
-    """The space an encoder declares; unit length where it says nothing."""
-    space = getattr(encoder, "space", None)
-    return space if isinstance(space, EmbeddingSpace) else unit_space(encoder.dim)
-
-
 def _default_encoder(device: torch.device) -> Encoder:
     from dalle_2.models.clip_encoding import CLIPEncoder
 
@@ -455,14 +542,3 @@ def _default_encoder(device: torch.device) -> Encoder:
 
 def _watch(stage: str, on_step: OnStep | None) -> Callable[[Step], None] | None:
     return None if on_step is None else lambda step: on_step(stage, step)
-
-
-def _check_sizes(small: str, size: int, large: str, upsampler: Any) -> None:
-    wanted = upsampler.config.low_res_size
-    if size != wanted:
-        raise UsageError(f"the {small} has {size} px, but the {large} takes {wanted} px: resize or change one")
-
-
-def _check_width(z: Tensor, space: EmbeddingSpace, stage: str) -> None:
-    if z.ndim != 2 or z.shape[1] != space.dim:
-        raise UsageError(f"the {stage} takes embeddings of shape (N, {space.dim}), got {tuple(z.shape)}")

@@ -1,21 +1,31 @@
 """The decoder: pictures drawn for CLIP image embeddings."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from dalle_2.errors import UsageError
+from dalle_2.models.captions import caption_conditions
 from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
-from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
+from dalle_2.models.diffusion import Batch, Bound, Diffusion, DiffusionConfig, require, unit_space
 from dalle_2.models.draft import Draft, DraftConfig
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
+from dalle_2.models.masks import known_channels, random_holes
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser
-from dalle_2.sampling.guidance import Condition
+from dalle_2.sampling.grid import grid
+from dalle_2.sampling.guidance import Condition, Threshold
+from dalle_2.sampling.inpainting import keep_known
+from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.sampler import Sampler, Step
+
+KNOWN = 4  # channels of a picture that is painted into: the picture, and where it is known
 
 
 class DecoderConfig(DiffusionConfig):
@@ -24,6 +34,11 @@ class DecoderConfig(DiffusionConfig):
     `z_noise` is the standard deviation of noise added to whitened embeddings in training, so that the decoder
     forgives a prior that is a little off. `draft`: a generator that draws a first picture from the embedding, see
     `Draft`; the U-Net then takes three `low_res_channels`.
+
+    `caption`: a text transformer whose states the U-Net attends to; its `text_dim` is then that width. The caption of a
+    row is dropped in `caption_drop` of the cases, beside `drop` for the embedding (DALL·E 2 paper, section 2.1).
+    `text_guidance`: how strongly the caption is followed where the embedding is followed with `guidance`; the same
+    unless set. A U-Net of four `known_channels` is trained to fill holes.
     """
 
     clip: float | None = 1.0
@@ -32,6 +47,22 @@ class DecoderConfig(DiffusionConfig):
     space: EmbeddingSpace | None = None
     z_noise: float = Field(default=0.0, ge=0)
     draft: DraftConfig | None = None
+    caption: TextConfig | None = None
+    caption_drop: float = Field(default=0.5, ge=0, lt=1)
+    text_guidance: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> "DecoderConfig":
+        width = self.caption.width if self.caption else 0
+        if self.unet.text_dim != width:
+            raise ValueError(f"unet.text_dim must be {width}, the width of the states, got {self.unet.text_dim}")
+        out = 6 if self.learned_variance else 3
+        if self.unet.out_channels != out:
+            said = "with" if self.learned_variance else "without"
+            raise ValueError(f"unet.out_channels must be {out} {said} learned_variance, got {self.unet.out_channels}")
+        if self.unet.known_channels not in (0, KNOWN):
+            raise ValueError(f"unet.known_channels must be 0, or {KNOWN} to fill holes, got {self.unet.known_channels}")
+        return self
 
     @model_validator(mode="after")
     def _draft_fits(self) -> "DecoderConfig":
@@ -55,6 +86,14 @@ class DecoderConfig(DiffusionConfig):
         return self
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Pictures that are painted into, in [-1, 1]; hole: True where they are."""
+
+    picture: Float[Tensor, "b 3 h w"]
+    hole: Bool[Tensor, "b 1 h w"]
+
+
 class Decoder(Diffusion):
     """Diffusion over pictures, conditioned on image embeddings (DALL·E 2 paper, section 2.1)."""
 
@@ -67,6 +106,12 @@ class Decoder(Diffusion):
         self.space = config.space or unit_space(config.unet.z_dim)
         self.network = DecoderUNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.draft = Draft(config.draft) if config.draft else None
+        self.caption = TextTransformer(config.caption) if config.caption else None
+
+    @property
+    def fills_holes(self) -> bool:
+        """Whether the U-Net was trained to see what is kept of a picture."""
+        return self.config.unet.known_channels > 0
 
     @classmethod
     def from_config(cls, config: DecoderConfig) -> "Decoder":
@@ -78,10 +123,19 @@ class Decoder(Diffusion):
         x_t: Float[Tensor, "b 3 h w"],
         z_img: Float[Tensor, "b d"],
         t_emb: Float[Tensor, "b e"],
-    ) -> Float[Tensor, "b 3 h w"]:
-        """One denoising step: the prediction for noised pictures `x_t`."""
+        *,
+        tokens: Int[Tensor, "b l"] | None = None,
+        known: Known | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """One denoising step: the prediction for noised pictures `x_t`, of 3 channels, or 6 with a learned variance.
+
+        tokens: of the captions, where the decoder reads them. known: what is kept, where it fills holes; by default
+        nothing.
+        """
         z = self.space.to_model(z_img)
-        return self.network(x_t, z, t_emb, low_res=self._drafted(z))
+        _, words = caption_conditions(self.caption, tokens)
+        rows = {name: value.expand(len(x_t), *value.shape[1:]) for name, value in words.items()}
+        return self.network(x_t, z, t_emb, low_res=self._drafted(z), **rows, **self._kept(known, len(x_t)))
 
     @torch.no_grad()
     def drafts(self, z_img: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 h w"] | None:
@@ -92,8 +146,11 @@ class Decoder(Diffusion):
         return None if self.draft is None else self.draft(z)
 
     def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Clean pairs `{z_img, image}` to `{x_t, z_img, t, x_0}`, with the noise and the rows that lose `z_img`."""
-        require(batch, "z_img", "image")
+        """Clean pairs `{z_img, image}` to `{x_t, z_img, t, x_0}`, with the noise and the rows that lose `z_img`.
+
+        A decoder that reads captions wants their `tokens` too; one that fills holes gets some.
+        """
+        require(batch, "z_img", "image", *(["tokens"] if self.caption else []))
         x_0 = batch["image"]
         x_t, t, eps = self.draw(x_0, generator)
         dropped = self.draw_dropped(len(x_0), self.config.drop, generator).to(x_0.device)
@@ -101,26 +158,94 @@ class Decoder(Diffusion):
         return {
             "x_t": x_t, "z_img": batch["z_img"], "t": t, "x_0": x_0,
             "eps": eps, "dropped": dropped, "z_noise": self.config.z_noise * noise,
+            **self._further(batch, generator),
         }  # fmt: skip
 
+    def _further(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Captions and the rows that lose them; holes."""
+        further: Batch = {}
+        image = batch["image"]
+        if self.caption is not None:
+            lost = self.draw_dropped(len(image), self.config.caption_drop, generator).to(image.device)
+            further |= {"tokens": batch["tokens"], "caption_dropped": lost}
+        if self.fills_holes:
+            further["hole"] = random_holes(len(image), image.shape[-1], generator).to(image.device)
+        return further
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The mean squared error for a noised batch `{x_t, z_img, t, x_0}`."""
+        """The mean squared error for a noised batch `{x_t, z_img, t, x_0}`; with a learned variance the hybrid loss."""
         require(batch, "x_t", "z_img", "t")
         z = condition(self.space.to_model(batch["z_img"]), batch, self.network.null_z)
-        prediction = self.network(batch["x_t"], z, self.time(batch["t"]), low_res=self._drafted(z))
-        return self.mse(prediction, self.wanted(batch["x_t"], batch["t"], batch))
+        known = Known(batch["x_0"], batch["hole"]) if "hole" in batch else None
+        prediction = self.network(
+            batch["x_t"], z, self.time(batch["t"]), low_res=self._drafted(z),
+            **self._words(batch), **self._kept(known, len(z)),
+        )  # fmt: skip
+        return self.denoising_loss(prediction, batch["x_t"], batch)
 
-    def denoiser(self, z_img: Float[Tensor, "b d"], *, guidance: float | None = None) -> Denoiser:
-        """A denoiser over pictures; `guidance` 1 is off, None takes the default of the settings."""
-        z = self.space.to_model(z_img)
+    def _words(self, batch: Batch) -> dict[str, Tensor]:
+        """The encoded captions of a training batch."""
+        if self.caption is None:
+            return {}
+        require(batch, "tokens")
+        text = self.caption.read(batch["tokens"])
+        return (text.without(batch["caption_dropped"]) if "caption_dropped" in batch else text)._asdict()
 
-        def predict(x_t: Tensor, t: Tensor, z: Tensor, low_res: Tensor | None = None) -> Tensor:
-            return self.network(x_t, z, self.time(t), low_res=low_res)
+    def _kept(self, known: Known | None, rows: int) -> dict[str, Tensor]:
+        """What a U-Net that fills holes is told; where nothing is known, the whole picture is a hole."""
+        if not self.fills_holes:
+            return {}
+        if known is not None:
+            return {"known": known_channels(known.picture, known.hole)}
+        size = self.config.image_size
+        return {"known": torch.zeros(rows, KNOWN, size, size, device=self.device)}
 
-        return self.guided(predict, self._condition(self.network.null_z[None]), self._condition(z), guidance)
+    def denoiser(
+        self,
+        z_img: Float[Tensor, "b d"],
+        *,
+        tokens: Int[Tensor, "b l"] | None = None,
+        negative: Int[Tensor, "b l"] | None = None,
+        guidance: float | None = None,
+        text_guidance: float | None = None,
+        known: Known | None = None,
+        thresholding: Threshold | None = None,
+    ) -> Denoiser:
+        """A denoiser over pictures; `guidance` 1 is off, None takes the default of the settings.
+
+        tokens: of the captions; without them the embedding alone says what to draw. negative: tokens of what guidance
+        leads away from, in place of no caption. text_guidance: of the caption where `guidance` is of the embedding; by
+        default the same, so that both are followed together. known: what the pictures must keep. thresholding: see
+        `Diffusion.guided`.
+
+        Raises UsageError for captions, or guidance by them, of a decoder that reads none.
+        """
+        self._check_reads(tokens, text_guidance)
+        no_words, words = caption_conditions(self.caption, tokens, negative)
+        kept = self._kept(known, len(z_img))
+        image, nothing = self._condition(self.space.to_model(z_img)), self._condition(self.network.null_z[None])
+
+        def predict(x_t: Tensor, t: Tensor, z: Tensor, **others: Tensor) -> Tensor:
+            return self.network(x_t, z, self.time(t), **others)
+
+        conditions: list[Condition] = [{**nothing, **no_words, **kept}, {**image, **words, **kept}]
+        weights = [self.weight(guidance)]
+        if tokens is not None and (strength := self._text_weight(text_guidance)) is not None:
+            # u + g (image - u) + s (both - image), as `guide` wants it.
+            conditions.insert(1, {**image, **no_words, **kept})
+            weights = [weights[0] - strength, strength]
+        guided = self.guided(predict, conditions, weights, thresholding)
+        return guided if known is None else keep_known(guided, known.picture, known.hole)
+
+    def _text_weight(self, text_guidance: float | None) -> float | None:
+        return self.config.text_guidance if text_guidance is None else text_guidance
+
+    def _check_reads(self, tokens: Tensor | None, text_guidance: float | None) -> None:
+        if self.caption is None and (tokens is not None or text_guidance is not None):
+            raise UsageError("this decoder reads no captions: leave tokens and text_guidance out, or use one that does")
 
     def _condition(self, z: Float[Tensor, "b d"]) -> Condition:
-        """What the network is told, with the draft made once for all steps."""
+        """What the network is told of an embedding, with the draft made once for all steps."""
         return {"z": z} if self.draft is None else {"z": z, "low_res": self.draft(z)}
 
     @torch.no_grad()
@@ -132,17 +257,54 @@ class Decoder(Diffusion):
         *,
         sampler: Sampler | None = None,
         guidance: float | None = None,
+        text_guidance: float | None = None,
+        tokens: Int[Tensor, "b l"] | None = None,
+        negative: Int[Tensor, "b l"] | None = None,
+        known: Known | None = None,
+        thresholding: Threshold | None = None,
+        start: Float[Tensor, "b 3 h w"] | None = None,
+        strength: float | None = None,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Pictures in [-1, 1] for image embeddings; `eta` in [0, 1)."""
+        """Pictures in [-1, 1] for image embeddings; `eta` in [0, 1).
+
+        start: x_T; with `strength`, above 0 and at most 1, clean pictures that so much of the noise's way is laid over,
+        and only the steps from there on are taken. The rest is as in `denoiser`.
+        """
         require_eta(eta)
         sampler = sampler or DDIMSampler(self.noise_scheduler)
         shape = (len(z_img), 3, self.config.image_size, self.config.image_size)
         steps = self.default_steps if steps is None else steps
+        timesteps = None
+        if start is not None and strength is not None:
+            timesteps = self._last_part(steps, strength)
+            start = self._overlaid(start, timesteps[0], seeds)
+        denoiser = partial(
+            self.denoiser, tokens=tokens, negative=negative, text_guidance=text_guidance, known=known,
+            thresholding=thresholding,
+        )  # fmt: skip
         return sampler.sample(
-            self, z_img, shape, steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
-        )
+            Bound(self, self.kind, denoiser), z_img, shape, steps,
+            eta=eta, guidance=guidance, start=start, timesteps=timesteps, seeds=seeds, on_step=on_step,
+        )  # fmt: skip
+
+    def _last_part(self, steps: int, strength: float) -> tuple[float, ...]:
+        """The steps of a walk of `steps` that lie in its last share `strength`."""
+        T = self.noise_scheduler.T
+        rows = tuple(t for t in grid(self.noise_scheduler, steps, self.spacing) if t + 1 <= strength * T)
+        if not rows:
+            raise UsageError(f"strength {strength} leaves none of {steps} steps: take more steps, or more strength")
+        return rows
+
+    def _overlaid(
+        self, pictures: Float[Tensor, "b 3 h w"], t: float, seeds: Sequence[int] | None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Clean pictures as noised at t, by a stream of noise of their own."""
+        stream = f"{self.kind}-start"
+        noise = PictureNoise.fresh(len(pictures), stream) if seeds is None else PictureNoise(seeds, stream)
+        rows = torch.full((len(pictures),), t, device=pictures.device)
+        return self.noise_scheduler.add_noise(pictures, noise(pictures.shape).to(pictures), rows)
 
 
 def condition(z: Float[Tensor, "b d"], batch: Batch, null_z: Float[Tensor, "d"]) -> Float[Tensor, "b d"]:

@@ -1,10 +1,10 @@
 """The ADM/GLIDE U-Net: one network for the decoder and, with other settings, for the upsamplers."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 from dalle_2.models.layers.init import zeroed
-from dalle_2.models.layers.residual import Downsample, ResidualBlock, Upsample, group_norm
+from dalle_2.models.layers.residual import Downsample, Resample, ResidualBlock, Upsample, group_norm
 from dalle_2.models.layers.spatial_attention import SpatialAttention, heads_of
 
 
@@ -24,8 +24,13 @@ class DecoderUNetConfig(Settings):
     `attention` holds the levels (0 is the finest) that attend. `low_res_channels` are the channels of a second
     picture that is stacked under the noised one (the upsampler's condition).
 
+    `known_channels` are stacked under both: what is kept of a picture that is painted into, and where. `text_dim` is
+    the width of encoded captions, which attention may look at and whose end is added to the time embedding; 0 for none.
+
     `z_map_channels` stacks a coarse map of `z_map_side` squares a side, projected from the image embedding, under the
     input. It served before decoders had a draft (see `Draft`), and is kept for those that were trained with it.
+
+    `resample`: levels are joined by plain convolutions, or by residual blocks as in ADM, GLIDE and the paper.
 
     `carry` adds the noised picture and the second one to the output, each times a factor learned from the time
     embedding: a network that predicts clean pictures then has only to correct what it is given, the second picture
@@ -41,12 +46,15 @@ class DecoderUNetConfig(Settings):
     patch: int = Field(default=1, ge=1)
     out_channels: int = Field(default=3, ge=1)
     low_res_channels: int = Field(default=0, ge=0)
+    known_channels: int = Field(default=0, ge=0)
+    text_dim: int = Field(default=0, ge=0)
     z_dim: int = Field(default=512, ge=1)
     t_dim: int = Field(default=512, ge=1)
     context_tokens: int = Field(default=4, ge=0)
     z_map_channels: int = Field(default=0, ge=0)
     z_map_side: int = Field(default=16, ge=1)
     scale_shift: bool = True
+    resample: Literal["conv", "residual"] = "conv"
     carry: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
@@ -74,9 +82,9 @@ class DecoderUNetConfig(Settings):
 
     @model_validator(mode="after")
     def _carries_what_it_predicts(self) -> "DecoderUNetConfig":
-        if self.carry and (self.out_channels != 3 or self.low_res_channels not in (0, 3)):
+        if self.carry and (self.out_channels not in (3, 6) or self.low_res_channels not in (0, 3)):
             raise ValueError(
-                "carry adds pictures to the output: out_channels must be 3 and low_res_channels 0 or 3, "
+                "carry adds pictures to the output: out_channels must be 3 or 6 and low_res_channels 0 or 3, "
                 f"got {self.out_channels} and {self.low_res_channels}"
             )
         return self
@@ -90,26 +98,44 @@ class DecoderUNetConfig(Settings):
 class Block(nn.Module):
     """A residual block and, on levels that attend, an attention block."""
 
-    def __init__(self, channels: int, out_channels: int, config: DecoderUNetConfig, attends: bool) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        config: DecoderUNetConfig,
+        attends: bool,
+        resample: Resample | None = None,
+    ) -> None:
         super().__init__()
         self.residual = ResidualBlock(
-            channels, out_channels, config.t_dim, scale_shift=config.scale_shift, dropout=config.dropout
-        )
-        context = config.t_dim if config.context_tokens else None
+            channels, out_channels, config.t_dim,
+            scale_shift=config.scale_shift, dropout=config.dropout, resample=resample,
+        )  # fmt: skip
+        context = config.t_dim if config.context_tokens or config.text_dim else None
         self.attention = SpatialAttention(out_channels, config.head_channels, context) if attends else None
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"], context: Float[Tensor, "b m e"] | None
+        self,
+        x: Float[Tensor, "b c h w"],
+        embedding: Float[Tensor, "b e"],
+        context: Float[Tensor, "b m e"] | None,
+        valid: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b c2 h w"]:
         x = self.residual(x, embedding)
-        return x if self.attention is None else self.attention(x, context)
+        if self.attention is None:
+            return x
+        if valid is None:
+            return self.attention(x, context)
+        positions = valid.new_ones(len(x), x.shape[2] * x.shape[3])
+        return self.attention(x, context, torch.cat([valid, positions], dim=1)[:, None, None])
 
 
 class DecoderUNet(nn.Module):
     """Predicts the configured target of a noised picture, given an image embedding and a time embedding.
 
     The image embedding is projected and added to the time embedding, and projected to `context_tokens` tokens
-    that every attention block may look at (DALL·E 2 paper, section 2.1).
+    that every attention block may look at, followed by those of the caption (DALL·E 2 paper, section 2.1; GLIDE,
+    section 3.1).
     """
 
     def __init__(self, config: DecoderUNetConfig | None = None) -> None:
@@ -120,15 +146,18 @@ class DecoderUNet(nn.Module):
         self.null_z = nn.Parameter(torch.zeros(config.z_dim))
         self.embed_z = nn.Linear(config.z_dim, config.t_dim)
         self.context = nn.Linear(config.z_dim, config.context_tokens * config.t_dim) if config.context_tokens else None
+        self.embed_text = nn.Linear(config.text_dim, config.t_dim) if config.text_dim else None
+        self.context_text = nn.Linear(config.text_dim, config.t_dim) if config.text_dim else None
         mapped = config.z_map_channels
         self.z_map = nn.Linear(config.z_dim, mapped * config.z_map_side**2) if mapped else None
-        self.conv_in = nn.Conv2d(folded * (3 + config.low_res_channels) + mapped, widths[0], 3, padding=1)
+        pictures = 3 + config.low_res_channels + config.known_channels
+        self.conv_in = nn.Conv2d(folded * pictures + mapped, widths[0], 3, padding=1)
 
         self.down, skips = nn.ModuleList(), [widths[0]]
         width = widths[0]
         for level, target in enumerate(widths):
             if level:
-                self.down.append(Downsample(width, width))
+                self.down.append(_resampling(width, config, "down"))
                 skips.append(width)
             for _ in range(config.blocks):
                 self.down.append(Block(width, target, config, level in config.attention))
@@ -144,7 +173,7 @@ class DecoderUNet(nn.Module):
                 self.up.append(Block(width + skips.pop(), target, config, level in config.attention))
                 width = target
             if level:
-                self.up.append(Upsample(width, width))
+                self.up.append(_resampling(width, config, "up"))
 
         self.norm_out = group_norm(width)
         self.conv_out = zeroed(nn.Conv2d(width, folded * config.out_channels, 3, padding=1))
@@ -157,51 +186,87 @@ class DecoderUNet(nn.Module):
         t_emb: Float[Tensor, "b {self.config.t_dim}"],
         *,
         low_res: Float[Tensor, "b k h w"] | None = None,
+        known: Float[Tensor, "b k2 h w"] | None = None,
+        states: Float[Tensor, "b l {self.config.text_dim}"] | None = None,
+        valid: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b {self.config.out_channels} h w"]:
-        """`low_res` has the height and width of `x_t`; it is wanted exactly when the settings name channels for it.
+        """`low_res` and `known` have the height and width of `x_t`; each is wanted exactly when the settings name
+        channels for it. states, valid: encoded captions, and False at their padding; both or neither, and only with
+        `text_dim`.
 
-        Raises UsageError for sides that aren't divisible by `config.factor`, and for another `low_res` than that.
+        Raises UsageError for sides that aren't divisible by `config.factor`, and for other pictures than that.
         """
-        self._check(x_t, low_res)
-        embedding = F.silu(t_emb + self.embed_z(z_img))
-        context = self.context(z_img).unflatten(1, (-1, self.config.t_dim)) if self.context is not None else None
+        self._check(x_t, {"low_res": low_res, "known": known})
+        embedding = F.silu(t_emb + self.embed_z(z_img) + self._summary(states, valid))
+        context, seen = self._context(z_img, states, valid)
 
         pictures = [x_t] if low_res is None else [x_t, low_res]
-        x = F.pixel_unshuffle(torch.cat(pictures, dim=1), self.config.patch)
+        stacked = pictures if known is None else [*pictures, known]
+        x = F.pixel_unshuffle(torch.cat(stacked, dim=1), self.config.patch)
         if self.z_map is not None:
             x = torch.cat([x, self._mapped(self.z_map(z_img), x)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
         skips = [x := self.conv_in(x)]
         for layer in self.down:
-            x = layer(x, embedding, context) if isinstance(layer, Block) else layer(x)
+            x = layer(x, embedding, context, seen) if isinstance(layer, Block) else layer(x)
             skips.append(x)
         for layer in self.middle:
-            x = layer(x, embedding, context)
+            x = layer(x, embedding, context, seen)
         for layer in self.up:
             if isinstance(layer, Block):
-                x = layer(torch.cat([x, skips.pop()], dim=1), embedding, context)
+                x = x if layer.residual.resample else torch.cat([x, skips.pop()], dim=1)
+                x = layer(x, embedding, context, seen)
             else:
                 x = layer(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
         x = F.pixel_shuffle(x, self.config.patch)
         if self.carry is not None:
             factors = self.carry(F.silu(t_emb)).unflatten(1, (-1, 1, 1, 1))
-            x = x + (factors * torch.stack(pictures, dim=1)).sum(1)
+            carried = (factors * torch.stack(pictures, dim=1)).sum(1)
+            x = torch.cat([x[:, :3] + carried, x[:, 3:]], dim=1)
         return x
 
-    def _check(self, x_t: Tensor, low_res: Tensor | None) -> None:
+    def _check(self, x_t: Tensor, pictures: dict[str, Tensor | None]) -> None:
         height, width = x_t.shape[-2:]
         if height % self.config.factor or width % self.config.factor:
             raise UsageError(f"this U-Net takes sides divisible by {self.config.factor}, got {height} x {width} px")
-        given, wanted = 0 if low_res is None else low_res.shape[1], self.config.low_res_channels
-        if given != wanted:
-            raise UsageError(f"this U-Net takes {wanted} channels of low_res, got {given}")
+        for name, picture in pictures.items():
+            given, wanted = 0 if picture is None else picture.shape[1], getattr(self.config, f"{name}_channels")
+            if given != wanted:
+                raise UsageError(f"this U-Net takes {wanted} channels of {name}, got {given}")
+
+    def _summary(self, states: Tensor | None, valid: Tensor | None) -> Float[Tensor, "b e"] | float:
+        """The state at each caption's end; nothing for a row without a caption."""
+        if self.embed_text is None or states is None or valid is None:
+            return 0.0
+        length = valid.sum(1)
+        end = states[torch.arange(len(states), device=states.device), (length - 1).clamp(min=0)]
+        return self.embed_text(end) * (length > 0).to(states.dtype)[:, None]
+
+    def _context(
+        self, z_img: Tensor, states: Tensor | None, valid: Tensor | None
+    ) -> tuple[Float[Tensor, "b m e"] | None, Bool[Tensor, "b m"] | None]:
+        """The tokens that attention may look at beside the picture: the embedding's, then the caption's."""
+        tokens = self.context(z_img).unflatten(1, (-1, self.config.t_dim)) if self.context is not None else None
+        if self.context_text is None or states is None or valid is None:
+            return tokens, None
+        words = self.context_text(states)
+        if tokens is None:
+            return words, valid
+        return torch.cat([tokens, words], dim=1), torch.cat([valid.new_ones(tokens.shape[:2]), valid], dim=1)
 
     def _mapped(self, flat: Float[Tensor, "b n"], like: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m h w"]:
         """The embedding's map at the height and width of the folded picture."""
         side = self.config.z_map_side
         squares = rearrange(flat, "b (m h w) -> b m h w", h=side, w=side)
         return F.interpolate(squares, size=like.shape[-2:], mode="bilinear").to(like.dtype)
+
+
+def _resampling(width: int, config: DecoderUNetConfig, direction: Resample) -> nn.Module:
+    """What leads from one level to the next."""
+    if config.resample == "residual":
+        return Block(width, width, config, attends=False, resample=direction)
+    return Downsample(width, width) if direction == "down" else Upsample(width, width)
 
 
 def _carry(config: DecoderUNetConfig) -> nn.Linear:

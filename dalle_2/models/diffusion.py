@@ -1,7 +1,7 @@
 """What every diffusion process here shares: noising, the training target, the loss and the way to a denoiser."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.hybrid_loss import VARIATIONAL_WEIGHT, variational_bound
 from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.denoiser import Denoised, Denoiser, Target, convert, to_denoiser
-from dalle_2.sampling.guidance import Condition, guide, threshold
+from dalle_2.sampling.guidance import Condition, Threshold, Weight, guide, threshold
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.sampling.spacing import Spacing
 
@@ -32,9 +33,13 @@ class DiffusionConfig(Settings):
     """Share of training rows whose condition is replaced by the null condition (classifier-free guidance)."""
     steps: int = Field(default=25, ge=1)
     guidance: float = Field(default=1.0, ge=0)
-    spacing: Spacing = "trailing"
+    spacing: Spacing | None = None
+    """None: trailing; leading where the network predicts noise, see `Diffusion.spacing`."""
     clip: float | None = Field(default=None, gt=0)
-    """Guesses of the clean data are clamped to [-clip, clip] while sampling."""
+    """Guesses of the clean data are kept in [-clip, clip] while sampling, as `threshold` says."""
+    threshold: Threshold = "static"
+    learned_variance: bool = False
+    """Whether the network also says how uncertain each step is (Nichol & Dhariwal 2021, eq. 15)."""
 
 
 class Diffusion(nn.Module):
@@ -51,7 +56,17 @@ class Diffusion(nn.Module):
         self.noise_scheduler = NoiseScheduler(config.T, schedule=config.schedule)
         self.time = TimestepEmbedder(t_dim)
         self.target: Target = config.target
-        self.spacing: Spacing = config.spacing
+
+    @property
+    def spacing(self) -> Spacing:
+        """Which timesteps are visited unless a call says otherwise.
+
+        At T-1 a cosine table leaves no signal. What noise alone says of clean data there is its own error divided by
+        nearly nothing, and a long first step would carry that on: so a network that predicts noise starts below.
+        """
+        if self.settings.spacing is not None:
+            return self.settings.spacing
+        return "leading" if self.target == "eps" else "trailing"
 
     @property
     def default_steps(self) -> int:
@@ -86,21 +101,63 @@ class Diffusion(nn.Module):
         return convert(batch[source], x_t, t, self.noise_scheduler, source=source, to=self.target)
 
     def guided(
-        self, predict: Callable[..., Tensor], null: Condition, condition: Condition, guidance: float | None
+        self,
+        predict: Callable[..., Tensor],
+        conditions: Sequence[Condition],
+        weights: Sequence[Weight],
+        thresholding: Threshold | None = None,
     ) -> Denoiser:
-        """The denoiser of `predict(x_t, t, **condition)`, guided and, after that, clamped as the settings say."""
+        """The denoiser of `predict(x_t, t, **condition)`, guided as `guide` does it and after that kept within `clip`.
+
+        thresholding: in place of the settings' own; "none" leaves the guesses as they are, which inversion needs.
+        """
+        learned = self.settings.learned_variance
 
         def network(x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
-            return to_denoiser(lambda x, s: predict(x, s, **condition), self.noise_scheduler, self.target)(x_t, t)
+            denoise = to_denoiser(
+                lambda x, s: predict(x, s, **condition), self.noise_scheduler, self.target, learned_variance=learned
+            )
+            return denoise(x_t, t)
 
-        weight = self.settings.guidance if guidance is None else guidance
-        denoiser = guide(network, [null, condition], weight)
-        clip = self.settings.clip
-        return threshold(denoiser, limits=(-clip, clip)) if clip else denoiser
+        clip, mode = self.settings.clip, thresholding or self.settings.threshold
+        guided = guide(network, conditions, weights)
+        return threshold(guided, mode, limits=(-clip, clip)) if clip else guided
+
+    def weight(self, guidance: float | None) -> float:
+        """The guidance asked for, or the settings' own."""
+        return self.settings.guidance if guidance is None else guidance
 
     def mse(self, prediction: Float[Tensor, "b *shape"], wanted: Float[Tensor, "b *shape"]) -> Batch:
         """The plain mean squared error of DDPM's simple loss, always in float32."""
         return {"loss": F.mse_loss(prediction.float(), wanted.float())}
+
+    def denoising_loss(self, prediction: Float[Tensor, "b c *shape"], x_t: Tensor, batch: Batch) -> Batch:
+        """The simple loss, and where the variance is learned the hybrid of it and the variational bound.
+
+        The bound teaches the variance alone (Nichol & Dhariwal 2021, eq. 16). It needs `x_0` in the batch.
+        """
+        t = batch["t"]
+        wanted = self.wanted(x_t, t, batch)
+        if not self.settings.learned_variance:
+            return self.mse(prediction, wanted)
+        require(batch, "x_0")
+        with torch.autocast(x_t.device.type, enabled=False):
+            raw, variance = prediction.float().chunk(2, dim=1)
+            simple = F.mse_loss(raw, wanted.float())
+            guess = convert(raw.detach(), x_t.float(), t, self.noise_scheduler, source=self.target, to="x_0")
+            bound = variational_bound(batch["x_0"], guess, x_t, (variance + 1) / 2, t, self.noise_scheduler).mean()
+        # Of T terms one is drawn: T of them make the bound.
+        weight = VARIATIONAL_WEIGHT * self.noise_scheduler.T
+        return {"loss": simple + weight * bound, "simple": simple.detach(), "bits": bound.detach()}
+
+
+class Bound:
+    """A process whose further conditions are settled, so that samplers see the one call they know."""
+
+    def __init__(self, model: Diffusion, kind: str, denoiser: Callable[..., Denoiser]) -> None:
+        self.kind, self.denoiser = kind, denoiser
+        self.noise_scheduler, self.spacing = model.noise_scheduler, model.spacing
+        self.eps_mean_square = getattr(model, "eps_mean_square", None)
 
 
 def require(batch: Batch, *names: str) -> None:

@@ -1,18 +1,22 @@
 """The diffusion prior: CLIP image embeddings drawn for a CLIP text embedding."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
+from dalle_2.models.captions import Caption, caption_conditions, repeated
+from dalle_2.models.diffusion import Batch, Bound, Diffusion, DiffusionConfig, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.prior_transformer import PriorTransformer
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser, Target
+from dalle_2.sampling.guidance import Condition
 from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.sampler import Sampler, Step
 
@@ -23,7 +27,9 @@ class PriorConfig(DiffusionConfig):
     `space` and `text_space` say how image and text embeddings are brought to unit variance before the network
     sees them, and which directions of the image embeddings it draws; without them L2-normalised embeddings are scaled
     by the square root of their length. `candidates`: how many embeddings a pipeline draws for a prompt unless it is
-    told otherwise; it goes on with the best of them, see `models/candidates.py`. The paper draws two.
+    told otherwise; it goes on with the best of them, see `models/candidates.py`. The paper draws two. `caption`: a text
+    transformer whose states the network reads before everything else, as in the paper; without it the text embedding
+    is all it knows of the caption.
     """
 
     target: Target = "eps"
@@ -33,6 +39,7 @@ class PriorConfig(DiffusionConfig):
     heads: int = Field(default=8, ge=1)
     refine: int = Field(default=0, ge=0)
     candidates: int = Field(default=1, ge=1)
+    caption: TextConfig | None = None
     space: EmbeddingSpace | None = None
     text_space: EmbeddingSpace | None = None
 
@@ -40,6 +47,12 @@ class PriorConfig(DiffusionConfig):
     def _heads_divide_width(self) -> "PriorConfig":
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_no_variance(self) -> "PriorConfig":
+        if self.learned_variance:
+            raise ValueError("the prior learns no variance: leave learned_variance off, Analytic-DPM estimates one")
         return self
 
 
@@ -61,7 +74,9 @@ class Prior(Diffusion):
             width=config.width,
             image_dim=self.space.width,
             refine=config.refine,
+            text_dim=config.caption.width if config.caption else None,
         )
+        self.caption = TextTransformer(config.caption) if config.caption else None
         self.null_text = torch.nn.Parameter(torch.zeros(config.dim))
 
     @classmethod
@@ -74,17 +89,27 @@ class Prior(Diffusion):
         z_txt: Float[Tensor, "b {self.config.dim}"],
         x_t: Float[Tensor, "b {self.space.width}"],
         t_emb: Float[Tensor, "b {self.config.width}"],
+        *,
+        tokens: Int[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b {self.space.width}"]:
-        """One denoising step: the prediction for noised embeddings `x_t`, which live in the whitened space."""
-        return self.network(self.text_space.to_model(z_txt), x_t, t_emb)
+        """One denoising step: the prediction for noised embeddings `x_t`, which live in the whitened space.
+
+        tokens: of the captions, where the prior reads them.
+        """
+        _, words = caption_conditions(self.caption, tokens)
+        return self.network(self.text_space.to_model(z_txt), x_t, t_emb, **_rows(words, len(x_t)))
 
     def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Clean pairs `{z_txt, z_img}` to `{z_t, z_txt, t, eps}`, with `x_0` and the rows that lose their text."""
-        require(batch, "z_txt", "z_img")
+        """Clean pairs `{z_txt, z_img}` to `{z_t, z_txt, t, eps}`, with `x_0` and the rows that lose their text.
+
+        A prior that reads captions wants their `tokens` too.
+        """
+        require(batch, "z_txt", "z_img", *(["tokens"] if self.caption else []))
         x_0 = self.space.to_model(batch["z_img"])
         z_t, t, eps = self.draw(x_0, generator)
         dropped = self.draw_dropped(len(x_0), self.config.drop, generator).to(x_0.device)
-        return {"z_t": z_t, "z_txt": batch["z_txt"], "t": t, "eps": eps, "x_0": x_0, "dropped": dropped}
+        words = {"tokens": batch["tokens"]} if self.caption else {}
+        return {"z_t": z_t, "z_txt": batch["z_txt"], "t": t, "eps": eps, "x_0": x_0, "dropped": dropped, **words}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The mean squared error for a noised batch `{z_t, z_txt, t, eps}`."""
@@ -92,17 +117,38 @@ class Prior(Diffusion):
         text = self.text_space.to_model(batch["z_txt"])
         if "dropped" in batch:
             text = torch.where(batch["dropped"][:, None], self.null_text.to(text), text)
-        prediction = self.network(text, batch["z_t"], self.time(batch["t"]))
+        prediction = self.network(text, batch["z_t"], self.time(batch["t"]), **self._words(batch))
         return self.mse(prediction, self.wanted(batch["z_t"], batch["t"], batch))
 
-    def denoiser(self, z_txt: Float[Tensor, "b d"], *, guidance: float | None = None) -> Denoiser:
-        """A denoiser in the whitened space; `guidance` 1 is off, None takes the default of the settings."""
-        text = self.text_space.to_model(z_txt)
+    def _words(self, batch: Batch) -> dict[str, Tensor]:
+        """The encoded captions of a training batch; rows that lose their text lose all of it."""
+        if self.caption is None:
+            return {}
+        require(batch, "tokens")
+        text = self.caption.read(batch["tokens"])
+        return (text.without(batch["dropped"]) if "dropped" in batch else text)._asdict()
 
-        def predict(x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-            return self.network(text, x_t, self.time(t))
+    def denoiser(
+        self,
+        z_txt: Float[Tensor, "b d"],
+        *,
+        tokens: Int[Tensor, "b l"] | None = None,
+        negative: Caption | None = None,
+        guidance: float | None = None,
+    ) -> Denoiser:
+        """A denoiser in the whitened space; `guidance` 1 is off, None takes the default of the settings.
 
-        return self.guided(predict, {"text": self.null_text[None]}, {"text": text}, guidance)
+        tokens: of the captions, where the prior reads them. negative: what guidance leads away from, in place of no
+        caption at all.
+        """
+        null_text = self.null_text[None] if negative is None else self.text_space.to_model(negative.z_txt)
+        no_words, words = caption_conditions(self.caption, tokens, negative.tokens if negative else None)
+
+        def predict(x_t: Tensor, t: Tensor, text: Tensor, **words: Tensor) -> Tensor:
+            return self.network(text, x_t, self.time(t), **words)
+
+        null, full = {"text": null_text, **no_words}, {"text": self.text_space.to_model(z_txt), **words}
+        return self.guided(predict, [null, full], [self.weight(guidance)])
 
     @torch.no_grad()
     def sample(
@@ -113,13 +159,16 @@ class Prior(Diffusion):
         sampler: Sampler | None = None,
         eta: float = 0.0,
         guidance: float | None = None,
+        tokens: Int[Tensor, "b l"] | None = None,
+        negative: Caption | None = None,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Float[Tensor, "b d"]:
         """Image embeddings drawn for text embeddings in `t` steps, in the space that CLIP gives them."""
         drawn = self.sample_candidates(
-            z_txt, 1, t, sampler=sampler, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
-        )
+            z_txt, 1, t, sampler=sampler, eta=eta, guidance=guidance, tokens=tokens, negative=negative,
+            seeds=seeds, on_step=on_step,
+        )  # fmt: skip
         return drawn[:, 0]
 
     @torch.no_grad()
@@ -132,6 +181,8 @@ class Prior(Diffusion):
         sampler: Sampler | None = None,
         eta: float = 0.0,
         guidance: float | None = None,
+        tokens: Int[Tensor, "b l"] | None = None,
+        negative: Caption | None = None,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Float[Tensor, "b {count} d"]:
@@ -141,8 +192,15 @@ class Prior(Diffusion):
         noise = PictureNoise.fresh(len(z_txt), self.kind) if seeds is None else PictureNoise(seeds, self.kind)
         streams = [generator for generator in noise.generators for _ in range(count)]  # one a picture, read in turn
         rows = z_txt.repeat_interleave(count, dim=0)
+        against = negative.repeated(count) if negative else None
+        denoiser = partial(self.denoiser, tokens=repeated(tokens, count), negative=against)
         x_0 = sampler.sample(
-            self, rows, (len(rows), self.space.width), steps,
+            Bound(self, self.kind, denoiser), rows, (len(rows), self.space.width), steps,
             eta=eta, guidance=guidance, generators=streams, on_step=on_step,
         )  # fmt: skip
         return rearrange(self.space.finish(self.space.from_model(x_0)), "(b k) d -> b k d", k=count)
+
+
+def _rows(condition: Condition, rows: int) -> dict[str, Tensor]:
+    """A condition of one row for all, as one for each."""
+    return {name: value.expand(rows, *value.shape[1:]) for name, value in condition.items()}

@@ -1,7 +1,7 @@
-"""The prior's network: a causal transformer over four tokens."""
+"""The prior's network: a causal transformer over the caption, its embedding, the time and the noised embedding."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,14 +10,16 @@ from dalle_2.models.layers.transformer import Transformer
 
 
 class PriorTransformer(nn.Module):
-    """Reads `[z_txt, t, z_t, query]` with causal attention; the query's output is the prediction.
+    """Reads `[text states, z_txt, t, z_t, query]` with causal attention; the query's output is the prediction.
 
-    This is the user's form of the diffusion prior of the DALL·E 2 paper (section 2.2): the learned query comes
-    last, so that it alone sees everything. It knows widths and shapes; noise and loss belong to `Prior`.
+    With text states it is the diffusion prior of the DALL·E 2 paper (section 2.2), without them the user's form of it.
+    The learned query comes last, so that it alone sees everything. It knows widths and shapes; noise and loss belong to
+    `Prior`.
 
     image_dim: length of the noised embedding and of the prediction; by default dim, that of the text embedding.
     refine: residual blocks that go on with the query's output alone, beside the noised embedding, modulated by text and
-    time. The answer is one vector, and work on it costs a quarter of work on four tokens.
+    time. The answer is one vector, and work on it costs a quarter of work on four tokens. text_dim: width of the text
+    states; without it there are none.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class PriorTransformer(nn.Module):
         width: int | None = None,
         image_dim: int | None = None,
         refine: int = 0,
+        text_dim: int | None = None,
     ) -> None:
         super().__init__()
         width, image_dim = width or dim, image_dim or dim
@@ -36,6 +39,7 @@ class PriorTransformer(nn.Module):
         self.embed_text = nn.Linear(dim, width)
         self.embed_time = nn.Linear(width, width)
         self.embed_noised = nn.Linear(image_dim, width)
+        self.embed_states = nn.Linear(text_dim, width) if text_dim else None
         self.query = nn.Parameter(0.02 * torch.randn(width))
         self.positions = nn.Parameter(0.02 * torch.randn(4, width))
         self.transformer = Transformer(width, depth, heads, causal=True)
@@ -50,14 +54,31 @@ class PriorTransformer(nn.Module):
         z_txt: Float[Tensor, "b {self.dim}"],
         z_t: Float[Tensor, "b {self.image_dim}"],
         t_emb: Float[Tensor, "b {self.width}"],
+        *,
+        states: Float[Tensor, "b l w"] | None = None,
+        valid: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b {self.image_dim}"]:
-        """One prediction of the configured target (noise, clean embedding or velocity) for each row."""
+        """One prediction of the configured target (noise, clean embedding or velocity) for each row.
+
+        states: the encoded caption, which carries its own positions. valid: False at its padding, which nothing looks
+        at; both or neither, and only where the network was made for them.
+        """
         query = self.query.expand(len(z_txt), -1).to(z_txt.dtype)
         text, time, noised = self.embed_text(z_txt), self.embed_time(t_emb), self.embed_noised(z_t)
         tokens = torch.stack([text, time, noised, query], dim=1) + self.positions.to(z_txt.dtype)
-        x = self.transformer.last(tokens)
+        x = self.transformer.last(tokens) if self.embed_states is None else self._read(tokens, states, valid)
         if self.refine:
             x, condition = x + noised + text, F.silu(text + time)
             for block in self.refine:
                 x = block(x, condition)
         return self.out(self.norm(x))
+
+    def _read(
+        self, tokens: Float[Tensor, "b 4 w"], states: Float[Tensor, "b l w2"] | None, valid: Bool[Tensor, "b l"] | None
+    ) -> Float[Tensor, "b w"]:
+        """What the query sees behind the caption; of none at all where no states are given."""
+        if states is None or valid is None or self.embed_states is None:
+            return self.transformer.last(tokens)
+        whole = torch.cat([self.embed_states(states).to(tokens.dtype), tokens], dim=1)
+        seen = torch.cat([valid, valid.new_ones(tokens.shape[:2])], dim=1)
+        return self.transformer.last(whole, seen)

@@ -13,6 +13,7 @@ from dalle_2.models.decoder import require_eta
 from dalle_2.models.diffusion import Diffusion
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.sampling.ddim_sampler import DDIMSampler
+from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.sampler import Sampler
 
 V = TypeVar("V")
@@ -29,7 +30,8 @@ class StageDefaults(Settings):
 class StageSettings:
     """What one stage of a run is sampled with. candidates: of the prior, see `PriorConfig`; 1 elsewhere.
 
-    sampler: a name of `dalle_2.sampling.samplers.SAMPLERS`.
+    sampler: a name of `dalle_2.sampling.samplers.SAMPLERS`. text_guidance: of a decoder that reads captions, None for
+    the same as its guidance. thresholding: None for the part's own.
     """
 
     steps: int
@@ -37,6 +39,8 @@ class StageSettings:
     eta: float
     candidates: int = 1
     sampler: str = DDIMSampler.name
+    text_guidance: float | None = None
+    thresholding: Threshold | None = None
 
 
 def settled(

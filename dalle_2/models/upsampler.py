@@ -124,8 +124,8 @@ class Upsampler(Diffusion):
         def predict(x_t: Tensor, t: Tensor, z: Tensor, low_res: Tensor) -> Tensor:
             return self._predict(x_t, low_res, z, self.time(t))
 
-        null = {"z": null_z, "low_res": low_res}
-        return self.guided(predict, null, {"z": z, "low_res": low_res}, guidance)
+        null, full = {"z": null_z, "low_res": low_res}, {"z": z, "low_res": low_res}
+        return self.guided(predict, [null, full], [self.weight(guidance)])
 
     @torch.no_grad()
     def sample(

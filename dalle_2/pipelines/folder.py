@@ -14,7 +14,8 @@ from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.models.checkpoints import Stored, load_model, save_model
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
-from dalle_2.models.dalle2 import DALLe2, Encoder
+from dalle_2.models.dalle2 import DALLe2
+from dalle_2.models.fit import Encoder
 from dalle_2.models.stages import StageDefaults, named
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.card import default_card

@@ -1,7 +1,7 @@
 """Denoisers made of denoisers: classifier-free guidance, and thresholding after it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -10,10 +10,10 @@ from torch import Tensor
 from dalle_2.errors import UsageError
 from dalle_2.sampling.denoiser import Denoised, Denoiser
 from dalle_2.sampling.noise_scheduler import per_row
+from dalle_2.sampling.options import Threshold as Threshold
 
 Condition = Mapping[str, Tensor]
 Weight = float | Float[Tensor, "b"]
-Threshold = Literal["none", "static", "dynamic"]
 
 
 @runtime_checkable

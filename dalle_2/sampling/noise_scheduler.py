@@ -47,7 +47,7 @@ class NoiseSchedulerConfig(Settings):
 
 
 class NoiseScheduler:
-    """The table of betas, alphas and alpha_bars of T timesteps, in float64 on the CPU.
+    """The table of betas, alphas and alpha_bars of T timesteps, in float64 on the CPU, whatever the default device.
 
     "cosine" is Nichol & Dhariwal 2021, eq. 17, with betas clipped at 0.999. "linear" is Ho et al. 2020, 1e-4
     to 0.02, scaled by 1000/T so that any T ends in nearly pure noise (and clipped alike, which only T < 21
@@ -305,15 +305,16 @@ def _beside(t: Tensor, values: Tensor) -> Tensor:
 
 def _betas(config: NoiseSchedulerConfig) -> Float64[Tensor, "T"]:
     if config.betas is not None:
-        return torch.tensor(config.betas, dtype=torch.float64)
+        return torch.tensor(config.betas, dtype=torch.float64, device="cpu")
     if config.schedule == "cosine":
         return _cosine_betas(config.T)
     scale = 1000 / config.T
-    ramp = torch.linspace(config.beta_start * scale, config.beta_end * scale, config.T, dtype=torch.float64)
+    ends = config.beta_start * scale, config.beta_end * scale
+    ramp = torch.linspace(*ends, config.T, dtype=torch.float64, device="cpu")
     return ramp.clamp(max=MAX_BETA)
 
 
 def _cosine_betas(T: int) -> Float64[Tensor, "{T}"]:
-    u = torch.arange(T + 1, dtype=torch.float64) / T
+    u = torch.arange(T + 1, dtype=torch.float64, device="cpu") / T
     f = torch.cos((u + 0.008) / 1.008 * (math.pi / 2)) ** 2  # Nichol & Dhariwal 2021, eq. 17
     return (1 - f[1:] / f[:-1]).clamp(max=MAX_BETA)

@@ -84,6 +84,7 @@ class Sampler(ABC):
         eta: float = 0.0,
         spacing: Spacing | None = None,
         start: Float[Tensor, "b *shape"] | None = None,
+        timesteps: Sequence[float] | None = None,
         seeds: Sequence[int] | None = None,
         generators: Sequence[torch.Generator] | None = None,
         guidance: float | Float[Tensor, "b"] | None = None,
@@ -92,8 +93,9 @@ class Sampler(ABC):
         """The whole way from noise to data: float32 of `output_shape`, (B, ...), on the device of z_cond.
 
         eta: 0 ... 1, above 0 only where the sampler takes it. spacing: by default the model's own, else
-        trailing. start: x_T, by default drawn. seeds, generators: one a row, for x_T and the noise of the
-        steps; by default new seeds from PyTorch's global generator. guidance: handed to
+        trailing. start: x_T, by default drawn. timesteps: falling ones in place of `steps` with a spacing,
+        for a start noised half-way. seeds, generators: one a row, for x_T and the noise of the steps; by
+        default new seeds from PyTorch's global generator. guidance: handed to
         `model.denoiser(z_cond, guidance=...)` where given. on_step: called after every step.
 
         Raises UsageError for a model with another noise table, steps outside 1 ... T, an eta that the sampler
@@ -104,11 +106,13 @@ class Sampler(ABC):
         noise = _noise(len(z_cond), getattr(model, "kind", "sample"), seeds, generators)
         options: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
         own: Spacing = getattr(model, "spacing", "trailing")
-        timesteps = grid(self.noise_scheduler, steps, spacing or own)
+        if timesteps is None:
+            timesteps = grid(self.noise_scheduler, steps, spacing or own)
         x = noise.normal(output_shape) if start is None else start
         x = x.to(z_cond.device, torch.float32)
         denoiser = model.denoiser(z_cond, **options)
-        walked = self.fitted(model).steps(denoiser, x, steps, eta=eta, noise=noise, timesteps=timesteps)
+        walk = self.fitted(model)
+        walked = walk.steps(denoiser, x, len(timesteps), eta=eta, noise=noise, timesteps=timesteps)
         for step in walked:
             x = step.x_s
             if on_step is not None:

@@ -21,6 +21,20 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
     return listed
 
 
+def negative_rows(negative: Sequence[str] | str | None, count: int) -> list[str] | None:
+    """A negative prompt for each of `count` prompts: the given ones, or one for all; None where there is none.
+
+    Raises UsageError for another number of them, and for one that is empty, too long, or no valid text.
+    """
+    if negative is None:
+        return None
+    listed = check_prompts(negative)
+    rows = listed * count if len(listed) == 1 else listed
+    if len(rows) != count:
+        raise UsageError(f"got {len(rows)} negative prompts for {count} prompts: give one for all, or one a prompt")
+    return rows
+
+
 def _check(prompt: str, which: str) -> None:
     if not isinstance(prompt, str):
         raise UsageError(f"{which} must be a string, got {type(prompt).__name__}")

@@ -6,12 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from jaxtyping import Int32
 from torch import nn
 from torch.utils.data import Dataset
 
+from dalle_2.data.abs_dataset import AbsDataset
+from dalle_2.data.caption_tokens import caption_tokens
 from dalle_2.data.dataset import Batches
 from dalle_2.data.embeddings import EmbeddingStore
+from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.training.embed import measured_space
 from dalle_2.training.progress import Reporter
@@ -23,11 +28,12 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True, eq=False)
 class Ground:
-    """The embeddings; how they are seen: of unit length or not, in which principal `directions`; and every run's seed,
-    reporter and device."""
+    """The CLIP; the captioned pictures and their embeddings; the principal `directions` in which pictures are seen; and
+    every run's seed, reporter and device."""
 
+    encoder: CLIPEncoder
+    captioned: AbsDataset
     store: EmbeddingStore
-    normalised: bool
     directions: int | None
     seed: int
     reporter: Reporter
@@ -36,12 +42,19 @@ class Ground:
     @cached_property
     def image_space(self) -> EmbeddingSpace:
         """The image embeddings, whitened."""
-        return measured_space(self.store.z_img, normalised=self.normalised, directions=self.directions)
+        normalised = self.encoder.space.normalised
+        return measured_space(self.store.z_img, normalised=normalised, directions=self.directions)
 
     @cached_property
     def text_space(self) -> EmbeddingSpace:
         """The text embeddings, whitened, in all directions."""
-        return measured_space(self.store.z_txt, normalised=self.normalised)
+        return measured_space(self.store.z_txt, normalised=self.encoder.space.normalised)
+
+    @cached_property
+    def tokens(self) -> Int32[np.ndarray, "n l"]:
+        """A row of tokens for each caption, in the order of the embeddings; made once."""
+        identity = str(self.store.manifest.encoder_id)
+        return caption_tokens(self.captioned, self.encoder.tokenizer, self.store.folder.parent, tokenizer_id=identity)
 
     def built(self, build: Callable[[], M]) -> M:
         """The untrained model that `build` makes, the same for every run of this seed."""

@@ -11,12 +11,14 @@ from dalle_2.models.decoder import DecoderConfig
 from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.diffusion import DiffusionConfig
 from dalle_2.models.draft import DraftConfig
+from dalle_2.models.layers.text_transformer import TextConfig
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.upsampler import UpsamplerConfig
 from dalle_2.training.precision import DType
 
 STAGES = ("clip", "prior", "draft", "decoder", "upsampler")
 RGB = 3
+Reader = Literal["clip", "own"]
 
 
 class DataSettings(Settings):
@@ -37,6 +39,7 @@ class RunSettings(Settings):
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: int = Field(default=2000, ge=0)
     ema_halflife: float | None = None
@@ -70,14 +73,21 @@ class ClipStage(Settings):
 
 
 class PriorStage(Settings):
-    """The prior; `config.dim` and the spaces follow from CLIP and the embeddings."""
+    """The prior; `config.dim` and the spaces follow from CLIP and the embeddings.
 
+    `caption`: whether it reads captions word by word, through CLIP's own text transformer, which stays as it is, or
+    through one of the sizes `text`, which is trained along.
+    """
+
+    caption: Reader | None = None
+    text: TextConfig = TextConfig()
     config: PriorConfig = PriorConfig()
     run: RunSettings = RunSettings(images=100_000)
 
     @model_validator(mode="after")
     def _can_be_used(self) -> Self:
         check_steps(self.config)
+        check_caption(self.config.caption, "prior")
         return self
 
 
@@ -89,8 +99,11 @@ class DraftStage(Settings):
 
 
 class DecoderStage(Settings):
-    """The decoder; `config.unet.z_dim`, the space and the draft follow from the stages before."""
+    """The decoder; `config.unet.z_dim`, the space and the draft follow from the stages before. caption, text: as for
+    the prior."""
 
+    caption: Reader | None = None
+    text: TextConfig = TextConfig()
     config: DecoderConfig = DecoderConfig()
     run: RunSettings = RunSettings(images=100_000)
 
@@ -99,7 +112,8 @@ class DecoderStage(Settings):
         check_steps(self.config)
         if self.config.draft is not None:
             raise ValueError("a draft is trained in a stage of its own: set `draft` instead of `decoder.config.draft`")
-        check_channels(self.config.unet, low_res=0)
+        check_caption(self.config.caption, "decoder")
+        check_channels(self.config.unet, low_res=0, out=2 * RGB if self.config.learned_variance else RGB)
         return self
 
 
@@ -122,9 +136,15 @@ def check_steps(config: DiffusionConfig) -> None:
         raise ValueError(f"config.steps must be at most config.T = {config.T}, got {config.steps}")
 
 
-def check_channels(unet: DecoderUNetConfig, *, low_res: int) -> None:
+def check_caption(caption: TextConfig | None, stage: str) -> None:
+    """Refuses a text transformer in the model's own settings, which training fills in."""
+    if caption is not None:
+        raise ValueError(f"leave config.caption out: {stage}.caption and {stage}.text say how captions are read")
+
+
+def check_channels(unet: DecoderUNetConfig, *, low_res: int, out: int = RGB) -> None:
     """Refuses a U-Net that doesn't draw RGB, or reads another number of channels beside the noised picture."""
-    for name, wanted in (("out_channels", RGB), ("low_res_channels", low_res)):
+    for name, wanted in (("out_channels", out), ("low_res_channels", low_res)):
         if getattr(unet, name) != wanted:
             raise ValueError(f"config.unet.{name} must be {wanted} in this stage, got {getattr(unet, name)}")
 

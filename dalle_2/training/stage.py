@@ -29,8 +29,9 @@ def optimiser(model: nn.Module, run: RunSettings) -> torch.optim.Optimizer:
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return Muon(
-        [group for group in groups if group["params"]], lr=run.lr, betas=run.betas, weight_decay=run.weight_decay
-    )
+        [group for group in groups if group["params"]],
+        lr=run.lr, betas=run.betas, eps=run.eps, weight_decay=run.weight_decay,
+    )  # fmt: skip
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:

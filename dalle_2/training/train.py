@@ -3,19 +3,19 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dalle_2.config import Settings
+from dalle_2.config import Settings, parse
 from dalle_2.data.abs_dataset import AbsDataset
 from dalle_2.data.dataset import data_fingerprint, load_dataset, skip_report
 from dalle_2.data.embeddings import EmbeddingStore
 from dalle_2.data.image_folder import SkipReport
-from dalle_2.errors import CheckpointError, UsageError
+from dalle_2.errors import CheckpointError, ConfigError, UsageError
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
@@ -191,8 +191,11 @@ class Training:
     @cached_property
     def ground(self) -> Ground:
         """What the stages after CLIP stand on."""
-        normalised, directions = self.encoder.space.normalised, self.recipe.directions
-        return Ground(self.store, normalised, directions, self.recipe.seed, self.reporter, self.device)
+        captioned = self._dataset(self._clip_size())
+        recipe = self.recipe
+        return Ground(
+            self.encoder, captioned, self.store, recipe.directions, recipe.seed, self.reporter, self.device
+        )
 
     @cached_property
     def store(self) -> EmbeddingStore:
@@ -268,7 +271,7 @@ class Training:
         if not path.exists():
             return
         before, now = (
-            {**without(one, FREE), "draft": None} for one in (json.loads(path.read_text()), self._identity(stage))
+            {**without(one, FREE), "draft": None} for one in (self._written(path, stage), self._identity(stage))
         )
         changed = dict.fromkeys(in_the_recipe(name, stage) for name in differing(before, now))
         if changed:
@@ -284,8 +287,16 @@ class Training:
             return True
         if not (path.exists() and self._file(stage).exists() and self._clip_is_there()):
             return False
-        done, wanted = json.loads(path.read_text()), self._identity(stage)
+        done, wanted = self._written(path, stage), self._identity(stage)
         return without(done, SHOWN) == without(wanted, SHOWN)
+
+    def _written(self, path: Path, stage: str) -> dict[str, Any]:
+        """A stage's identity as it was written; settings that are newer than it have their defaults."""
+        identity: dict[str, Any] = json.loads(path.read_text())
+        with suppress(ConfigError):  # one that is gone shows as a difference
+            settings = parse(type(getattr(self.recipe, stage)), identity["settings"])
+            identity["settings"] = settings.model_dump(mode="json")
+        return identity
 
     def _check_nothing_stands_on_clip(self) -> None:
         """A CLIP that is trained on would pull the ground from under the stages that were trained with it."""

@@ -9,6 +9,7 @@ from dalle_2.models.decoder import Decoder, DecoderConfig
 from dalle_2.models.draft import Draft
 from dalle_2.training.ground import Ground
 from dalle_2.training.preview import preview_of
+from dalle_2.training.reading import reader_config, with_reader
 from dalle_2.training.recipe import RGB, DecoderStage
 
 
@@ -20,11 +21,18 @@ def train_decoder(
     draft: the weight file of a trained draft, which becomes part of the decoder and is not changed any more.
     """
     space = ground.image_space
-    unet = stage.config.unet.model_copy(update={"z_dim": space.width})
-    config = stage.config.model_copy(update={"space": space, "unet": unet})
-    model = ground.built(lambda: Decoder.from_config(config) if draft is None else on_draft(config, draft))
-    images = EmbeddedImages(ground.store, dataset)
+    text = reader_config(stage.caption, stage.text, ground)
+    sizes = {"z_dim": space.width, "text_dim": text.width if text else 0}
+    unet = stage.config.unet.model_copy(update=sizes)
+    config = stage.config.model_copy(update={"space": space, "unet": unet, "caption": text})
+    model = ground.built(lambda: with_reader(untrained(config, draft), stage.caption, ground))
+    images = EmbeddedImages(ground.store, dataset, ground.tokens if text else None)
     return ground.run(model, stage.run, images, folder, preview=preview_of(images))
+
+
+def untrained(config: DecoderConfig, draft: Path | None) -> Decoder:
+    """The decoder of these settings, on a trained draft where there is one."""
+    return Decoder.from_config(config) if draft is None else on_draft(config, draft)
 
 
 def on_draft(config: DecoderConfig, path: Path) -> Decoder:

@@ -57,10 +57,13 @@ class SelfAttention(nn.Module):
         q_BHNK, k_BHNK, v_BHNK = self._heads_of(x_BND)
         return self._merged(attend(q_BHNK, k_BHNK, v_BHNK, keep=keep, causal=self.causal and keep is None))
 
-    def last(self, x_BND: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 D"]:
+    def last(
+        self, x_BND: Float[Tensor, "B N D"], keep: Bool[Tensor, "B 1 N N"] | None = None
+    ) -> Float[Tensor, "B 1 D"]:
         """What `forward` gives at the last token, which sees all of them, causal or not."""
         q_BHNK, k_BHNK, v_BHNK = self._heads_of(x_BND)
-        return self._merged(attend(q_BHNK[:, :, -1:], k_BHNK, v_BHNK))
+        seen = None if keep is None else keep[:, :, -1:]
+        return self._merged(attend(q_BHNK[:, :, -1:], k_BHNK, v_BHNK, keep=seen))
 
     def _heads_of(self, x_BND: Float[Tensor, "B N D"]) -> tuple[Tensor, ...]:
         return rearrange(self.qkv(x_BND), "B N (three H K) -> three B H N K", three=3, H=self.heads).unbind(0)

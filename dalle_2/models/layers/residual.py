@@ -1,5 +1,8 @@
 """The residual block of ADM, and the resampling between levels."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,17 +19,29 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
+Resample = Literal["down", "up"]
+
+
 class ResidualBlock(nn.Module):
     """Norm, SiLU, conv, twice; the embedding scales and shifts the second norm, or is added before it.
 
-    After Dhariwal & Nichol 2021, section 3 ("adaptive group normalization").
+    After Dhariwal & Nichol 2021, section 3 ("adaptive group normalization"). resample: halves or doubles height and
+    width inside the block, before its first convolution and beside it (ADM's "BigGAN residual blocks").
     """
 
     def __init__(
-        self, channels: int, out_channels: int, embedding: int, *, scale_shift: bool = True, dropout: float = 0.0
+        self,
+        channels: int,
+        out_channels: int,
+        embedding: int,
+        *,
+        scale_shift: bool = True,
+        dropout: float = 0.0,
+        resample: Resample | None = None,
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
+        self.resample = RESAMPLE[resample] if resample else None
         self.norm_in = group_norm(channels)
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.embed = nn.Linear(embedding, out_channels * (2 if scale_shift else 1))
@@ -39,7 +54,10 @@ class ResidualBlock(nn.Module):
         self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b c2 h w"]:
         """`embedding` has already passed through SiLU: one activation serves every block."""
-        h = self.conv_in(F.silu(self.norm_in(x)))
+        h = F.silu(self.norm_in(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv_in(h)
         shift = self.embed(embedding)[:, :, None, None]
         if self.scale_shift:
             scale, shift = shift.chunk(2, dim=1)
@@ -47,6 +65,19 @@ class ResidualBlock(nn.Module):
         else:
             h = self.norm_out(h + shift)
         return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
+
+
+def halved(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+    """The mean of each square of two pixels a side."""
+    return F.avg_pool2d(x, 2)
+
+
+def doubled(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+    """Every pixel twice in both directions."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+RESAMPLE: dict[Resample, Callable[[Tensor], Tensor]] = {"down": halved, "up": doubled}
 
 
 class Downsample(nn.Module):
@@ -68,4 +99,4 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(doubled(x))

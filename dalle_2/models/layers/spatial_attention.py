@@ -2,7 +2,7 @@
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,8 +30,12 @@ class SpatialAttention(nn.Module):
         self.to_out = zeroed(nn.Linear(channels, channels))
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m d"] | None = None
+        self,
+        x: Float[Tensor, "b c h w"],
+        context: Float[Tensor, "b m d"] | None = None,
+        keep: Bool[Tensor, "b 1 1 m_and_n"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
+        """keep: False at context tokens, which come before the positions, that nothing may look at."""
         height = x.shape[2]
         tokens = rearrange(self.norm(x), "B C h w -> B (h w) C")
         q_BHNK, k_BHNK, v_BHNK = rearrange(
@@ -42,6 +46,6 @@ class SpatialAttention(nn.Module):
                 self.to_context_kv(context), "B M (two H K) -> two B H M K", two=2, H=self.heads
             )
             k_BHNK, v_BHNK = torch.cat([extra_k, k_BHNK], 2), torch.cat([extra_v, v_BHNK], 2)
-        y = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK)
+        y = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, attn_mask=keep)
         y = self.to_out(rearrange(y, "B H N K -> B N (H K)"))
         return x + rearrange(y, "B (h w) C -> B C h w", h=height)

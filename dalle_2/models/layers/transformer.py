@@ -54,9 +54,11 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.norm_1(x), keep))
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
-    def last(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b 1 d"]:
+    def last(
+        self, x: Float[Tensor, "b n d"], keep: Bool[Tensor, "b 1 n n"] | None = None
+    ) -> Float[Tensor, "b 1 d"]:
         """What `forward` gives at the last token, without the work for the others."""
-        x = x[:, -1:] + self.dropout(self.attention.last(self.norm_1(x)))
+        x = x[:, -1:] + self.dropout(self.attention.last(self.norm_1(x), keep))
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
@@ -107,15 +109,16 @@ class Transformer(nn.Module):
             x = block(x, keep)
         return x
 
-    def last(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+    def last(self, x: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b d"]:
         """What `forward` gives at the last token; the last block works for that token alone."""
         if not self.blocks:
             return x[:, -1]
+        keep = None if valid is None else self._keep(valid)
         *before, block = self.blocks
         for earlier in before:
-            x = earlier(x)
+            x = earlier(x, keep)
         assert isinstance(block, Block)
-        return block.last(x)[:, 0]
+        return block.last(x, keep)[:, 0]
 
     def _keep(self, valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
         n = valid.shape[1]

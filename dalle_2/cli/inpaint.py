@@ -1,0 +1,53 @@
+"""`dalle2 inpaint PICTURE CAPTION --mask MASK`: paint into a picture."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dalle_2.cli import options
+from dalle_2.cli.run import edit
+from dalle_2.paths import GENERATIONS
+from dalle_2.pipelines.find import DEFAULT
+
+
+def inpaint(
+    picture: Annotated[Path, typer.Argument(help="A picture; transparent parts are painted.", show_default=False)],
+    caption: Annotated[str, typer.Argument(help="What the whole picture shall show.", show_default=False)],
+    mask: Annotated[Path | None, typer.Option(help="A picture as large, white where to paint.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures.")] = 1,
+    candidates: Annotated[int, typer.Option(min=1, help="Embeddings to choose among for each picture.")] = 16,
+    steps: options.Steps = None,
+    eta: options.Eta = 0.0,
+    guidance: options.Guidance = None,
+    seed: options.Seed = None,
+    pipeline: options.Pipeline = DEFAULT,
+    device: options.Device = "auto",
+    dtype: options.DType = "auto",
+    out: options.Out = GENERATIONS,
+    format: options.PictureFormat = "png",
+    grid: options.Sheet = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Paint what the caption says into a part of a picture; every other pixel stays as it is.
+
+    dalle2 inpaint picture.png "a red circle left of a blue star" --mask mask.png. A picture that is no square is cut to
+    its middle one and brought to the size that the pipeline makes, before anything else.
+    """
+
+    def make(loaded: Any, first: int, on_step: Any) -> Any:
+        from dalle_2.inference.holes import open_holed
+        from dalle_2.inference.inpaint import inpaint as painted
+        from dalle_2.inference.plans import EditSettings
+
+        settings = EditSettings(steps=steps, eta=eta, guidance=guidance)
+        holed = open_holed(picture, mask, loaded.size)
+        return painted(
+            loaded, holed, caption, n, seed=first, candidates=candidates, settings=settings, on_step=on_step
+        )
+
+    edit(
+        "inpainting", pipeline, make, seed=seed, device=device, dtype=dtype,
+        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
+    )  # fmt: skip

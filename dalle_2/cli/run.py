@@ -1,0 +1,107 @@
+"""One call of a command that makes pictures: where they go, and what is said about them."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dalle_2.cli.stage_progress import loading, stage_progress
+from dalle_2.inference.generation import Generation
+from dalle_2.inference.saving import Format, output_folder, save_new
+from dalle_2.pipelines.find import find_pipeline
+
+# What a file's name begins with. The prompt stays out of it: it may be long, private, or no valid name.
+STAMP = "%Y%m%d-%H%M%S"
+
+
+class Run:
+    """Saves pictures as they come, so that an interruption costs one batch at most. stem: after the stamp in names."""
+
+    def __init__(
+        self, out: Path, format: Format, *, stem: str = "", keep_metadata: bool = True, quiet: bool, as_json: bool
+    ) -> None:
+        self.folder, self.format, self.keep_metadata = output_folder(out), format, keep_metadata
+        self.quiet, self.as_json = quiet, as_json
+        self.begun, self.stamp = time.monotonic(), time.strftime(STAMP) + (f"-{stem}" if stem else "")
+        self.made: list[Generation] = []
+
+    def save(self, generations: Iterable[Generation]) -> None:
+        """Writes each picture and says where it lies."""
+        try:
+            for generation in generations:
+                stem = f"{self.stamp}-{generation.seed}-{generation.index:03}"
+                metadata = generation.metadata if self.keep_metadata else {}
+                path = save_new(generation.image, self.folder, stem, self.format, metadata)
+                self.made.append(generation)
+                self._say(path, generation)
+        except BaseException:
+            if self.made:
+                typer.echo(f"dalle2: {pictures(len(self.made))} finished before: {self.folder}", err=True)
+            raise
+
+    def _say(self, path: Path, generation: Generation) -> None:
+        if self.as_json:
+            typer.echo(json.dumps({"file": str(path), **generation.metadata}, ensure_ascii=False))
+        elif not self.quiet:
+            typer.echo(f"{path}  seed {generation.seed}  {short(generation.prompt)}".rstrip())
+
+    def sheet(self, columns: int | None = None) -> None:
+        """All pictures on one sheet, each above its prompt."""
+        from dalle_2.images import grid
+
+        labels = [short(generation.prompt) for generation in self.made]
+        sheet = grid([generation.image for generation in self.made], columns, labels=labels)
+        metadata = {"prompts": labels, "seeds": [generation.seed for generation in self.made]}
+        stem = f"{self.stamp}-{self.made[0].seed}-grid"
+        path = save_new(sheet, self.folder, stem, self.format, metadata if self.keep_metadata else {})
+        if not self.quiet:
+            typer.echo(path, err=self.as_json)
+
+    def close(self) -> None:
+        """Says where the pictures lie."""
+        if not self.quiet:
+            seconds = time.monotonic() - self.begun
+            typer.echo(f"{pictures(len(self.made))} in {self.folder.resolve()} ({seconds:.1f} s)", err=True)
+
+
+def edit(
+    task: str,
+    pipeline: str,
+    make: Callable[[Any, int, Any], Iterable[Generation]],
+    *,
+    seed: int | None,
+    device: str,
+    dtype: str,
+    out: Path,
+    format: Format,
+    grid: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """What all editing commands do: load a pipeline, make pictures with `make(pipeline, seed, on_step)`, save them."""
+    found = find_pipeline(pipeline)
+    run = Run(out, format, stem=task, quiet=quiet, as_json=as_json)
+    with loading(found.name, quiet=quiet):
+        from dalle_2.inference.generate import new_seed
+        from dalle_2.pipelines.folder import load
+
+        loaded = load(found, device=device, dtype=dtype)
+    with stage_progress({}, quiet=quiet) as progress:
+        run.save(make(loaded, new_seed() if seed is None else seed, progress.step))
+    if grid and run.made:
+        run.sheet(len(run.made))
+    run.close()
+
+
+def pictures(count: int) -> str:
+    """The count in words."""
+    return f"{count} picture{'' if count == 1 else 's'}"
+
+
+def short(prompt: str, most: int = 80) -> str:
+    """A prompt on one line, its end cut off."""
+    flat = " ".join(prompt.split())
+    return flat if len(flat) <= most else f"{flat[: most - 3]}..."

@@ -1,0 +1,37 @@
+"""The captions of a data set as token rows, made once: a network that reads words asks for them at every step."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+from torch import Tensor
+
+from dalle_2.data.abs_dataset import AbsDataset
+from dalle_2.data.dataset import data_fingerprint
+from dalle_2.paths import atomic_path
+
+CHUNK = 4096
+
+
+def caption_tokens(
+    dataset: AbsDataset, tokenize: Callable[[list[str]], Tensor], folder: Path, *, tokenizer_id: str
+) -> Int32[np.ndarray, "n l"]:
+    """A token row for each example, memory-mapped from a file in `folder` that is written at the first call."""
+    key = hashlib.sha256(f"{tokenizer_id}\n{data_fingerprint(dataset)}".encode()).hexdigest()
+    path = folder / f"tokens-{key[:16]}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate([_rows(dataset, tokenize, start) for start in _starts(dataset)]))
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _starts(dataset: AbsDataset) -> range:
+    return range(0, len(dataset), CHUNK)
+
+
+def _rows(dataset: AbsDataset, tokenize: Callable[[list[str]], Tensor], start: int) -> Int32[np.ndarray, "n l"]:
+    captions = [dataset.caption(index) for index in range(start, min(start + CHUNK, len(dataset)))]
+    return tokenize(captions).numpy().astype(np.int32)

@@ -1,0 +1,121 @@
+"""Painting into pictures: what a hole shows, and what lies beyond a picture's border."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle_2.errors import UsageError
+from dalle_2.images import from_pil, to_pil
+from dalle_2.inference.generation import Generation
+from dalle_2.inference.holes import Holed, check_hole, shrunk
+from dalle_2.inference.plans import EditSettings, Plan, draw
+from dalle_2.models.dalle2 import DALLe2, OnStep
+from dalle_2.text.prompts import check_prompts
+
+CANDIDATES = 16  # embeddings to choose among: what is kept has no say in what the prior draws
+
+
+def inpaint(
+    pipeline: DALLe2,
+    picture: Holed,
+    prompt: str,
+    n: int = 1,
+    *,
+    seed: int = 0,
+    candidates: int = CANDIDATES,
+    settings: EditSettings | None = None,
+    on_step: OnStep | None = None,
+) -> Iterator[Generation]:
+    """`n` pictures that show `prompt` as a whole and keep every pixel outside the hole.
+
+    With a decoder that was trained to fill holes, its network sees what is kept; any other is held to it at each step.
+    The prior knows only the caption: of `candidates` embeddings each is drawn small, and the one whose picture CLIP
+    finds closest to the caption goes on. picture: of the size that the pipeline makes. Picture k has seed + k.
+
+    Raises UsageError for a hole that is nothing or all, a picture of another size, n or candidates below 1, and
+    settings that don't fit.
+    """
+    (prompt,) = check_prompts([prompt])
+    check_hole(picture.hole)
+    if picture.picture.shape[-1] != pipeline.size:
+        raise UsageError(f"got {picture.picture.shape[-1]} px, this pipeline makes {pipeline.size}: resize the picture")
+    if min(n, candidates) < 1:
+        raise UsageError(f"n and candidates must be at least 1, got {n} and {candidates}")
+    settings = settings or EditSettings()
+    plans = [_plan(pipeline, picture, prompt, seed + k, candidates, settings) for k in range(n)]
+    return _kept(picture, draw(pipeline, plans, "inpainting", settings, on_step=on_step))
+
+
+def _kept(picture: Holed, generations: Iterator[Generation]) -> Iterator[Generation]:
+    """The drawn pictures with the very pixels of the given one round the hole."""
+    for generation in generations:
+        drawn = from_pil(generation.image)
+        yield replace(generation, image=to_pil(torch.where(picture.hole, drawn, picture.picture)))
+
+
+def _plan(
+    pipeline: DALLe2, picture: Holed, prompt: str, seed: int, candidates: int, settings: EditSettings
+) -> Plan:
+    small = shrunk(picture, pipeline.decoder.config.image_size)
+    known, hole = small.picture.to(pipeline.device), small.hole.to(pipeline.device)
+    z = pipeline.embed([prompt] * candidates, seeds=[seed * candidates + k for k in range(candidates)], candidates=1)
+    tries = [Plan(row, seed, caption=prompt, known=known, hole=hole) for row in z]
+    if len(tries) == 1:
+        return tries[0]
+    quick = settings.model_copy(update={"upsample": False})
+    images = [generation.image for generation in draw(pipeline, tries, "inpainting", quick)]
+    seen = pipeline._encode_images(images)
+    text = pipeline._encode_text([prompt])
+    return tries[int(F.cosine_similarity(seen, text).argmax())]
+
+
+def outpaint(
+    pipeline: DALLe2,
+    picture: Float[Tensor, "3 s s"],
+    prompt: str,
+    *,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    seed: int = 0,
+    settings: EditSettings | None = None,
+    on_step: OnStep | None = None,
+) -> Image.Image:
+    """The picture continued beyond its borders by so many pixels, every pixel of it kept.
+
+    A frame of the pipeline's size moves over the larger canvas, and whatever is still empty in it is painted; the
+    caption says what each frame shows. Raises UsageError for a picture of another size than the pipeline makes, no
+    side to continue, and sides beyond half a frame.
+    """
+    size = pipeline.size
+    sides = {"left": left, "right": right, "top": top, "bottom": bottom}
+    wrong = [name for name, pixels in sides.items() if not 0 <= pixels <= size // 2]
+    if wrong or not any(sides.values()):
+        raise UsageError(f"a side is continued by 1 to {size // 2} pixels, got {sides}")
+    if tuple(picture.shape) != (3, size, size):
+        raise UsageError(f"got a picture of {tuple(picture.shape[1:])} px, this pipeline makes {size}: resize it")
+    canvas = F.pad(picture, (left, right, top, bottom))
+    empty = F.pad(torch.zeros(1, size, size), (left, right, top, bottom), value=1.0).bool()
+    for number, (y, x) in enumerate(frames(canvas.shape[1:], (top, left), size)):
+        window = (slice(None), slice(y, y + size), slice(x, x + size))
+        if not bool(empty[window].any()):
+            continue
+        part = Holed(canvas[window], empty[window])
+        (made,) = inpaint(pipeline, part, prompt, seed=seed + number, settings=settings, on_step=on_step)
+        canvas[window] = from_pil(made.image)
+        empty[window] = False
+    return to_pil(canvas)
+
+
+def frames(canvas: Sequence[int], corner: tuple[int, int], size: int) -> list[tuple[int, int]]:
+    """The corners of the frames that cover a canvas, those nearest to the picture first: sides before corners."""
+    rows = sorted({0, corner[0], canvas[0] - size}, key=lambda y: abs(y - corner[0]))
+    columns = sorted({0, corner[1], canvas[1] - size}, key=lambda x: abs(x - corner[1]))
+    places = [(y, x) for y in rows for x in columns]
+    return sorted(places, key=lambda place: (place[0] != corner[0]) + (place[1] != corner[1]))

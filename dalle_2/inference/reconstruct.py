@@ -1,0 +1,53 @@
+"""What an image embedding holds, direction by direction (DALL·E 2 paper, section 4, figure 7)."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from dalle_2.errors import UsageError
+from dalle_2.inference.generation import Generation
+from dalle_2.inference.plans import EditSettings, Plan, draw
+from dalle_2.models.dalle2 import DALLe2, OnStep
+from dalle_2.models.embedding_space import EmbeddingSpace
+
+
+def reconstructions(
+    pipeline: DALLe2,
+    image: Image.Image,
+    dimensions: Sequence[int],
+    *,
+    seed: int = 0,
+    settings: EditSettings | None = None,
+    on_step: OnStep | None = None,
+) -> Iterator[Generation]:
+    """The picture drawn from the first few principal directions of its embedding, one picture for each number of them.
+
+    All are drawn with the noise of `seed`, so that only the directions differ; what is left out is replaced by the mean
+    of the training pictures. Raises UsageError for a decoder that knows no principal directions, and for numbers
+    outside 1 ... all of them.
+    """
+    space = pipeline.decoder.space
+    z = pipeline._encode_images([image])
+    counts = checked(dimensions, space)
+    plans = [Plan(truncated(z, count, space)[0], seed, metadata={"directions": count}) for count in counts]
+    return draw(pipeline, plans, "reconstruction", settings, on_step=on_step)
+
+
+def checked(dimensions: Sequence[int], space: EmbeddingSpace) -> list[int]:
+    """Raises UsageError as `reconstructions` does."""
+    if space.basis is None or space.mean is None:
+        raise UsageError("this decoder sees embeddings as they are and knows no principal directions of them")
+    wrong = [count for count in dimensions if not 1 <= count <= space.width]
+    if wrong or not dimensions:
+        raise UsageError(f"this decoder sees 1 to {space.width} directions, got {wrong[0] if wrong else 'none'}")
+    return list(dimensions)
+
+
+def truncated(z: Float[Tensor, "n d"], count: int, space: EmbeddingSpace) -> Float[Tensor, "n d"]:
+    """Embeddings of which only the first `count` principal directions differ from the mean."""
+    seen = space.to_model(z)
+    kept = torch.arange(space.width, device=z.device) < count
+    return space.finish(space.from_model(torch.where(kept, seen, torch.zeros_like(seen))))

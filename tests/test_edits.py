@@ -1,0 +1,290 @@
+"""Every edit on the micro pipeline: what it keeps, what it changes, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import dalle_2
+from dalle_2 import DALLe2
+from dalle_2.errors import UsageError
+from dalle_2.evaluation.typographic import labelled, probe
+from dalle_2.images import from_pil, to_pil
+from dalle_2.inference.generate import generations
+from dalle_2.inference.generation import Generation
+from dalle_2.inference.holes import Holed, holed, shrunk
+from dalle_2.inference.image_to_image import image_to_image
+from dalle_2.inference.inpaint import frames, inpaint, outpaint
+from dalle_2.inference.interpolate import interpolate, interpolate_captions
+from dalle_2.inference.latents import at_decoder_size, encoded
+from dalle_2.inference.plans import EditSettings, Plan, draw
+from dalle_2.inference.reconstruct import reconstructions, truncated
+from dalle_2.inference.rerank import reranked
+from dalle_2.inference.text_diff import difference, text_diff
+from dalle_2.inference.variations import variations
+from dalle_2.models.embedding_space import EmbeddingSpace
+
+QUICK = EditSettings(steps=3, upsample=False)
+RED, BLUE = "a red circle", "a blue square"
+
+
+@pytest.fixture
+def pipeline(micro_pipeline: Path) -> DALLe2:
+    return dalle_2.load(micro_pipeline, device="cpu")
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    generator = torch.Generator().manual_seed(4)
+    return to_pil(torch.rand(3, 4, 4, generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2) * 2 - 1)
+
+
+def pixels(generation: Generation) -> Tensor:
+    return from_pil(generation.image)
+
+
+# Drawing plans
+
+
+def test_plans_are_drawn_in_order_each_as_if_alone(pipeline: DALLe2) -> None:
+    z = pipeline.embed([RED] * 6, seeds=3, steps=2)
+    plans = [Plan(row, 7 + k) for k, row in enumerate(z)]
+    made = list(draw(pipeline, plans, "test", QUICK))
+    assert [one.index for one in made] == list(range(6))
+    assert [one.seed for one in made] == [7, 8, 9, 10, 11, 12]
+    (alone,) = draw(pipeline, plans[4:5], "test", QUICK)
+    assert float((pixels(made[4]) - pixels(alone)).abs().max()) <= 1 / 127
+    assert made[0].metadata["task"] == "test"
+    assert made[0].metadata["steps"] == {"decoder": 3}
+
+
+def test_finished_pictures_have_the_pipelines_size(pipeline: DALLe2) -> None:
+    plan = Plan(pipeline.embed([RED], seeds=3, steps=2)[0], 1)
+    (small,), (large,) = draw(pipeline, [plan], "test", QUICK), draw(pipeline, [plan], "test")
+    assert small.image.size == (16, 16)
+    assert large.image.size == (32, 32)
+    assert set(large.metadata["steps"]) == {"decoder", "upsampler-32"}
+
+
+def test_nothing_to_draw_is_refused(pipeline: DALLe2) -> None:
+    with pytest.raises(UsageError, match="nothing to draw"):
+        draw(pipeline, [], "test")
+    with pytest.raises(UsageError, match="steps must be a whole number from 1 to 1000"):
+        draw(pipeline, [Plan(torch.zeros(16), 0)], "test", EditSettings(steps=1001))
+
+
+# Inversion and variations
+
+
+def test_inverting_and_drawing_again_gives_the_picture_back(pipeline: DALLe2, picture: Image.Image) -> None:
+    latents = encoded(pipeline, [picture], 200)
+    small = at_decoder_size(pipeline, [picture])
+    again = pipeline.decode(latents.z_img, 200, start=latents.x_T, guidance=1.0)
+    far = pipeline.decode(latents.z_img, 200, seeds=1, guidance=1.0)
+    assert float((again - small).abs().mean()) < 0.2 * float((far - small).abs().mean())
+
+
+def test_variations_differ_by_seed_and_the_more_the_more_fresh_noise(pipeline: DALLe2, picture: Image.Image) -> None:
+    calm, wild = (EditSettings(steps=20, eta=eta, upsample=False, guidance=1.0) for eta in (0.0, 0.9))
+    still = list(variations(pipeline, [picture], 2, seed=5, settings=calm))
+    moved = list(variations(pipeline, [picture], 2, seed=5, settings=wild))
+    assert torch.equal(pixels(still[0]), pixels(still[1]))
+    assert not torch.equal(pixels(moved[0]), pixels(moved[1]))
+    assert [one.seed for one in moved] == [5, 6]
+    again = list(variations(pipeline, [picture], 2, seed=5, settings=wild))
+    assert torch.equal(pixels(moved[1]), pixels(again[1]))
+
+
+def test_variations_of_several_pictures_come_picture_by_picture(pipeline: DALLe2, picture: Image.Image) -> None:
+    made = list(variations(pipeline, [picture, picture.rotate(90)], 2, seed=0, settings=EditSettings(steps=2, eta=0.5)))
+    assert [one.metadata["picture"] for one in made] == [0, 0, 1, 1]
+    with pytest.raises(UsageError, match="n must be at least 1"):
+        variations(pipeline, [picture], 0)
+
+
+# Interpolation
+
+
+def test_an_interpolation_ends_in_the_two_pictures(pipeline: DALLe2, picture: Image.Image) -> None:
+    other = picture.rotate(180)
+    made = list(interpolate(pipeline, picture, other, 3, settings=QUICK))
+    alone = [next(variations(pipeline, [one], 1, settings=QUICK)) for one in (picture, other)]
+    assert [one.metadata["share"] for one in made] == [0, 0.5, 1]
+    for end, whole in zip((made[0], made[2]), alone, strict=True):
+        assert float((pixels(end) - pixels(whole)).abs().max()) < 0.05
+
+
+def test_fixed_noise_is_one_noise_for_all(pipeline: DALLe2, picture: Image.Image) -> None:
+    made = list(interpolate(pipeline, picture, picture, 3, noise="fixed", seed=9, settings=QUICK))
+    assert torch.equal(pixels(made[0]), pixels(made[2]))
+    assert {one.seed for one in made} == {9}
+    with pytest.raises(UsageError, match="at least its 2 ends, got n = 1"):
+        interpolate(pipeline, picture, picture, 1)
+
+
+def test_captions_are_interpolated_between_what_the_prior_draws(pipeline: DALLe2) -> None:
+    made = list(interpolate_captions(pipeline, RED, BLUE, 3, seed=2, settings=QUICK))
+    z = pipeline.embed([BLUE], seeds=[2])
+    (end,) = draw(pipeline, [Plan(z[0], 2)], "test", QUICK)
+    assert float((pixels(made[2]) - pixels(end)).abs().max()) < 0.05
+    assert made[1].metadata["to"] == BLUE
+
+
+# Text diffs
+
+
+def test_a_text_diff_turns_towards_the_difference_by_theta(pipeline: DALLe2, picture: Image.Image) -> None:
+    direction = difference(pipeline, RED, BLUE)
+    assert float(direction.norm()) == pytest.approx(1, abs=1e-5)
+    z = pipeline._encode_text([RED, BLUE])
+    assert torch.allclose(direction, torch.nn.functional.normalize(z[1:] - z[:1], dim=-1), atol=1e-6)
+    made = list(text_diff(pipeline, picture, RED, BLUE, 3, theta=0.5, settings=QUICK))
+    assert [one.metadata["theta"] for one in made] == [0, 0.25, 0.5]
+    (same,) = variations(pipeline, [picture], 1, settings=QUICK)
+    assert float((pixels(made[0]) - pixels(same)).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("theta", [0.0, -0.1, 1.01, float("nan")])
+def test_theta_out_of_range_is_refused(pipeline: DALLe2, picture: Image.Image, theta: float) -> None:
+    with pytest.raises(UsageError, match="theta must lie above 0 and at most at 1"):
+        text_diff(pipeline, picture, RED, BLUE, theta=theta)
+
+
+def test_captions_that_say_the_same_are_refused(pipeline: DALLe2, picture: Image.Image) -> None:
+    with pytest.raises(UsageError, match="say the same"):
+        text_diff(pipeline, picture, RED, RED)
+
+
+# Holes
+
+
+def hole_in(size: int, box: tuple[int, int, int, int]) -> Tensor:
+    hole = torch.zeros(1, size, size, dtype=torch.bool)
+    top, left, bottom, right = box
+    hole[:, top:bottom, left:right] = True
+    return hole
+
+
+def test_inpainting_keeps_every_pixel_outside_the_hole(pipeline: DALLe2, picture: Image.Image) -> None:
+    whole, hole = from_pil(picture), hole_in(32, (4, 6, 19, 23))
+    made = list(inpaint(pipeline, Holed(whole, hole), RED, 2, candidates=3, settings=EditSettings(steps=3)))
+    kept = ~hole.expand(3, -1, -1)
+    for one in made:
+        assert torch.equal(pixels(one)[kept], whole[kept])
+        assert not torch.equal(pixels(one)[~kept], whole[~kept])
+    assert not torch.equal(pixels(made[0]), pixels(made[1]))
+
+
+def test_a_mask_is_white_where_to_paint_and_a_small_pixel_is_a_hole_if_any_of_it_is(picture: Image.Image) -> None:
+    mask = Image.new("L", picture.size, 0)
+    mask.paste(255, (5, 5, 6, 6))
+    found = holed(picture, mask, 32)
+    assert found.hole.nonzero().tolist() == [[0, 5, 5]]
+    assert shrunk(found, 16).hole.nonzero().tolist() == [[0, 2, 2]]
+
+
+def test_masks_that_make_no_sense_are_refused(pipeline: DALLe2, picture: Image.Image) -> None:
+    with pytest.raises(UsageError, match="16 x 32 pixels and the picture 32 x 32"):
+        holed(picture, Image.new("L", (16, 32)), 32)
+    with pytest.raises(UsageError, match="hides nothing"):
+        holed(picture, Image.new("L", picture.size, 0), 32)
+    with pytest.raises(UsageError, match="hides the whole picture"):
+        holed(picture, Image.new("L", picture.size, 255), 32)
+    small = Holed(torch.zeros(3, 16, 16), hole_in(16, (1, 1, 4, 4)))
+    with pytest.raises(UsageError, match="got 16 px, this pipeline makes 32"):
+        inpaint(pipeline, small, RED)
+
+
+def test_outpainting_keeps_the_picture_and_grows_the_canvas(pipeline: DALLe2, picture: Image.Image) -> None:
+    whole = from_pil(picture)
+    made = outpaint(pipeline, whole, RED, right=8, bottom=16, settings=EditSettings(steps=2))
+    assert made.size == (40, 48)
+    assert torch.equal(from_pil(made)[:, :32, :32], whole)
+    assert float(from_pil(made)[:, 32:].std()) > 0
+    for sides in ({}, {"left": 17}, {"top": -1}):
+        with pytest.raises(UsageError, match="continued by 1 to 16 pixels"):
+            outpaint(pipeline, whole, RED, **sides)
+
+
+def test_frames_cover_the_canvas_sides_before_corners() -> None:
+    places = frames((48, 40), (16, 0), 32)
+    covered = torch.zeros(48, 40, dtype=torch.bool)
+    for y, x in places:
+        covered[y : y + 32, x : x + 32] = True
+    assert bool(covered.all())
+    assert places[0] == (16, 0)
+    assert places.index((0, 0)) < places.index((0, 8))
+
+
+# Drawing over, directions, ranking, probing
+
+
+def test_drawing_over_keeps_the_more_the_weaker(pipeline: DALLe2, picture: Image.Image) -> None:
+    small = at_decoder_size(pipeline, [picture])[0]
+    settings = EditSettings(steps=20, upsample=False, guidance=1.0)
+    apart = []
+    for strength in (0.05, 0.4, 1.0):
+        (made,) = image_to_image(pipeline, picture, RED, strength=strength, seed=1, settings=settings)
+        apart.append(float((pixels(made) - small).abs().mean()))
+    assert apart[0] < apart[1] < apart[2]
+
+
+@pytest.mark.parametrize(
+    ("strength", "message"),
+    [(0.0, "above 0 and at most at 1"), (1.1, "above 0 and at most at 1"), (0.1, "leaves none of 3 steps")],
+)
+def test_a_strength_that_leaves_nothing_to_do_is_refused(
+    pipeline: DALLe2, picture: Image.Image, strength: float, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        list(image_to_image(pipeline, picture, RED, strength=strength, settings=QUICK))
+
+
+def test_directions_add_up_to_the_embedding() -> None:
+    basis = torch.linalg.qr(torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0].T
+    rows = tuple(map(tuple, basis.tolist()))
+    space = EmbeddingSpace(dim=6, normalised=True, basis=rows, mean=(0.1, 0.2, 0.0, 0.3), std=(0.5,) * 4)
+    z = space.finish(torch.randn(3, 4, dtype=torch.float64) @ basis)
+    assert torch.allclose(truncated(z, 4, space), z, atol=1e-9)
+    errors = [float((truncated(z, count, space) - z).norm()) for count in (1, 2, 3, 4)]
+    assert errors == sorted(errors, reverse=True)
+    seen = space.to_model(truncated(z, 2, space))
+    whole = space.to_model(z)
+    along = torch.nn.functional.cosine_similarity(
+        seen[:, :2] + torch.tensor([0.2, 0.4]), whole[:, :2] + torch.tensor([0.2, 0.4])
+    )
+    assert bool((along > 0.999).all())
+
+
+def test_a_decoder_that_knows_no_directions_says_so(pipeline: DALLe2, picture: Image.Image) -> None:
+    with pytest.raises(UsageError, match="knows no principal directions"):
+        reconstructions(pipeline, picture, [2])
+
+
+def test_the_best_of_several_are_those_closest_to_their_prompt(pipeline: DALLe2) -> None:
+    made = list(generations(pipeline, [RED, RED, RED, BLUE, BLUE, BLUE], 0))
+    best = reranked(pipeline, made, 2)
+    assert [one.prompt for one in best] == [RED, RED, BLUE, BLUE]
+    z_img = pipeline._encode_images([one.image for one in made])
+    z_txt = pipeline._encode_text([one.prompt for one in made])
+    cosines = torch.nn.functional.cosine_similarity(z_img, z_txt).tolist()
+    assert best[0].metadata["clip"] == pytest.approx(max(cosines[:3]), abs=1e-4)
+    assert best[3].metadata["clip"] == pytest.approx(sorted(cosines[3:])[1], abs=1e-4)
+    with pytest.raises(UsageError, match="1 to 3 can be kept, got 4"):
+        reranked(pipeline, made, 4)
+
+
+def test_a_probe_asks_before_and_after_the_word_is_written(pipeline: DALLe2, picture: Image.Image) -> None:
+    found = probe(pipeline, picture, "star", [RED, BLUE])
+    for row in (found.before, found.after):
+        assert sum(row) == pytest.approx(1, abs=1e-5)
+    assert found.before != found.after
+    assert found.fooled == ((found.before[0] > found.before[1]) != (found.after[0] > found.after[1]))
+    changed = (from_pil(labelled(picture, "star")) - from_pil(picture)).abs().amax(0) > 0
+    rows, columns = changed.nonzero(as_tuple=True)
+    assert int(rows.min()) > 4
+    assert int(columns.max()) < 28
+    with pytest.raises(UsageError, match="at least 2, got 1"):
+        probe(pipeline, picture, "star", [RED])
