@@ -38,7 +38,7 @@ from dalle_2.sampling.sampler import Sampler, Step
 from dalle_2.sampling.samplers import sampler as sampler_named
 from dalle_2.text.prompts import check_prompts, negative_rows
 
-REFINED = 2  # fixed-point iterations a step of inversion: without them the way back ends beside the picture
+REFINED = 1  # fixed-point iterations a step of inversion: without them the way back ends beside the picture
 
 OnStep: TypeAlias = Callable[[str, Step], None]
 Draw: TypeAlias = Callable[[], Tensor]
