@@ -28,6 +28,8 @@ from dalle_2.models.stages import (
     of_stage,
     seed_rows,
     settled,
+    upsampled,
+    upscaling,
 )
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.sampling.ddim_sampler import DDIMSampler, Step
@@ -178,6 +180,9 @@ class DALLe2:
         use_prior: bool = True,
         last_stage: str | None = None,
         candidates: int | None = None,
+        noise_level: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> dict[str, StageSettings]:
         """What `generate` would run with the same arguments, by stage.
 
@@ -194,6 +199,8 @@ class DALLe2:
             wish = of_stage(own_steps, name, steps), of_stage(scales, name, None)
             drawn = candidates if name == "prior" else None
             settings[name] = settled(name, model, self.defaults, wish[0], eta, wish[1], drawn)
+            if isinstance(model, Upsampler):
+                settings[name] = upsampled(settings[name], model, noise_level, tile, overlap)
         return settings
 
     def _check_names(self, *given: Mapping[str, Any]) -> None:
@@ -226,6 +233,9 @@ class DALLe2:
         use_prior: bool = True,
         last_stage: str | None = None,
         candidates: int | None = None,
+        noise_level: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
         micro_batch: int | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
@@ -239,6 +249,7 @@ class DALLe2:
         use_prior: False gives the text embedding to the decoder. last_stage: stop after it, e.g. "decoder".
         candidates: how many image embeddings the prior draws for each picture; by default as many as its settings say.
             The best goes on; where the decoder has a draft, each is drawn, and what CLIP sees in the best goes on.
+        noise_level, tile, overlap: of the upsamplers, see `Upsampler.sample`.
         micro_batch: pictures at a time. on_step: called with a stage's name and its `Step` after each step.
 
         Raises UsageError for arguments that make no sense, parts that don't fit each other, an empty prompt;
@@ -248,6 +259,7 @@ class DALLe2:
         plan = self.settings(
             steps, eta, guidance=guidance, stage_steps=stage_steps,
             use_prior=use_prior, last_stage=last_stage, candidates=candidates,
+            noise_level=noise_level, tile=tile, overlap=overlap,
         )  # fmt: skip
         rows = seed_rows(seeds, len(listed))
         size = self.micro_batch if micro_batch is None else micro_batch
@@ -318,22 +330,35 @@ class DALLe2:
         seeds: Sequence[int] | int | None = None,
         guidance: float | None = None,
         on_step: OnStep | None = None,
+        noise_level: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        whole: bool = False,
+        upsamplers: Sequence[str] | None = None,
     ) -> Float[Tensor, "n 3 H W"]:
-        """Pictures in [-1, 1] through every upsampler; z_img is by default CLIP's embedding of them.
+        """Pictures in [-1, 1] through every upsampler, or those named; z_img is by default CLIP's embedding of them.
 
-        Raises UsageError for a pipeline without upsamplers, and for pictures of another size than the first takes.
+        noise_level, tile, overlap: see `Upsampler.sample`. whole: pictures may have any height and width, and keep
+        them; each upsampler enlarges them by its own factor.
+
+        Raises UsageError for a pipeline without upsamplers, for names of none of them, and, unless `whole` is set, for
+        pictures of another size than the first takes.
         """
         stages = named(self.upsamplers)
         if not stages:
             raise UsageError(f"pipeline {self.name or 'given'} has no upsampler: use one that has")
+        plan = upscaling(
+            stages, self.defaults, steps, eta, guidance,
+            noise_level=noise_level, tile=tile, overlap=overlap, only=upsamplers,
+        )  # fmt: skip
         z = self._encode_images(to_pils(pictures)) if z_img is None else z_img.to(self.device)
         rows = seed_rows(seeds, len(pictures))
         x = pictures.to(self.device)
-        for name, upsampler in stages.items():
-            _check_sizes("given picture", x.shape[-1], name, upsampler)
-            _check_width(z, upsampler.space, name)
-            run = settled(name, upsampler, self.defaults, steps, eta, guidance)
-            x = self._enlarged(name, upsampler, x, z, run, rows, on_step)
+        for name, run in plan.items():
+            if not whole:
+                _check_sizes("given picture", x.shape[-1], name, stages[name])
+            _check_width(z, stages[name].space, name)
+            x = self._enlarged(name, stages[name], x, z, run, rows, on_step, whole=whole)
         return x
 
     def _encode_text(self, prompts: list[str]) -> Float[Tensor, "n d"]:
@@ -382,12 +407,13 @@ class DALLe2:
 
     def _enlarged(
         self, name: str, upsampler: Upsampler, x: Tensor, z_img: Tensor,
-        run: StageSettings, seeds: list[int], on_step: OnStep | None,
+        run: StageSettings, seeds: list[int], on_step: OnStep | None, *, whole: bool = False,
     ) -> Float[Tensor, "n 3 H W"]:  # fmt: skip
         def draw() -> Tensor:
             return upsampler.sample(
                 z_img, x, run.steps, run.eta,
                 guidance=run.guidance, seeds=seeds, on_step=_watch(name, on_step),
+                noise_level=run.noise_level, tile=run.tile, overlap=run.overlap, whole=whole,
             )  # fmt: skip
 
         return self._finite(name, upsampler, draw)

@@ -15,7 +15,7 @@ from dalle_2.errors import UsageError
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.denoiser import Denoised, Denoiser, Target, convert, to_denoiser
-from dalle_2.sampling.guidance import Condition, guide, threshold
+from dalle_2.sampling.guidance import Condition, ConditionalDenoiser, guide, threshold
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.sampling.spacing import Spacing
 
@@ -81,15 +81,25 @@ class Diffusion(nn.Module):
         return convert(batch[source], x_t, t, self.noise_scheduler, source=source, to=self.target)
 
     def guided(
-        self, predict: Callable[..., Tensor], null: Condition, condition: Condition, guidance: float | None
+        self,
+        predict: Callable[..., Tensor],
+        null: Condition,
+        condition: Condition,
+        guidance: float | None,
+        *,
+        around: Callable[[ConditionalDenoiser], ConditionalDenoiser] | None = None,
     ) -> Denoiser:
-        """The denoiser of `predict(x_t, t, **condition)`, guided and, after that, clamped as the settings say."""
+        """The denoiser of `predict(x_t, t, **condition)`, guided and, after that, clamped as the settings say.
+
+        around: what goes round the network inside the guidance, such as tiling.
+        """
 
         def network(x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
             return to_denoiser(lambda x, s: predict(x, s, **condition), self.noise_scheduler, self.target)(x_t, t)
 
         weight = self.settings.guidance if guidance is None else guidance
-        denoiser = guide(network, [null, condition], weight)
+        inner: ConditionalDenoiser = network if around is None else around(network)
+        denoiser = guide(inner, [null, condition], weight)
         clip = self.settings.clip
         return threshold(denoiser, limits=(-clip, clip)) if clip else denoiser
 

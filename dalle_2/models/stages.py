@@ -1,7 +1,7 @@
 """The stages of a run: their names, their settings, their seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -25,12 +25,18 @@ class StageDefaults(Settings):
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What one stage of a run is sampled with. candidates: of the prior, see `PriorConfig`; 1 elsewhere."""
+    """What one stage of a run is sampled with. candidates: of the prior, see `PriorConfig`; 1 elsewhere.
+
+    noise_level, tile, overlap: of an upsampler, see `Upsampler.sample`; None for what it does by itself.
+    """
 
     steps: int
     guidance: float
     eta: float
     candidates: int = 1
+    noise_level: int | None = None
+    tile: int | None = None
+    overlap: int | None = None
 
 
 def settled(
@@ -58,6 +64,39 @@ def settled(
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
         raise UsageError(f"candidates must be a whole number from 1 up, got {wanted}; 1 keeps what is drawn first")
     return StageSettings(steps, float(guidance), eta, wanted)
+
+
+def upsampled(
+    run: StageSettings, upsampler: Upsampler, noise_level: int | None, tile: int | None, overlap: int | None
+) -> StageSettings:
+    """The settings of a stage with what only an upsampler has. Raises UsageError for what doesn't fit it."""
+    upsampler.tiling(tile, overlap)
+    level = upsampler.chosen_level(noise_level) if upsampler.config.noise_levels else None
+    return replace(run, noise_level=level, tile=tile, overlap=overlap)
+
+
+def upscaling(
+    upsamplers: Mapping[str, Upsampler],
+    defaults: StageDefaults,
+    steps: int | None = None,
+    eta: float = 0.0,
+    guidance: float | None = None,
+    *,
+    noise_level: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    only: Sequence[str] | None = None,
+) -> dict[str, StageSettings]:
+    """What each upsampler, or each of those named in `only`, is run with, in order.
+
+    Raises UsageError for a name that is none of theirs, and for settings that don't fit one of them.
+    """
+    wrong = [name for name in only or () if name not in upsamplers]
+    if wrong:
+        raise UsageError(f"this pipeline has no upsampler {wrong[0]!r}: it has {', '.join(upsamplers)}")
+    chosen = {name: model for name, model in upsamplers.items() if only is None or name in only}
+    plain = {name: settled(name, model, defaults, steps, eta, guidance) for name, model in chosen.items()}
+    return {name: upsampled(run, upsamplers[name], noise_level, tile, overlap) for name, run in plain.items()}
 
 
 def of_stage(values: Mapping[str, V], stage: str, otherwise: V) -> V:
