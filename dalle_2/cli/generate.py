@@ -13,7 +13,7 @@ import typer
 from dalle_2.cli.stage_progress import loading, stage_progress
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation, GenerationSettings
-from dalle_2.inference.saving import Format, output_folder, save_new
+from dalle_2.inference.saving import Format, folder_name, output_folder, save_new
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
 from dalle_2.text.prompts import check_prompts
@@ -48,6 +48,16 @@ def generate(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Embeddings that the prior draws for a picture; the best is kept.")
     ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the pictures; by default that of the last upsampler.")
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=1, help="Upsample in tiles of so many pixels a side, which takes less memory."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help="Pixels that neighbouring tiles share; by default an eighth of a tile.")
+    ] = None,
     pipeline: Annotated[str, typer.Option(help="A shipped name, a folder, or a hub id.")] = DEFAULT,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
@@ -69,7 +79,7 @@ def generate(
     if not 0 <= eta < 1:
         raise UsageError(f"eta must be at least 0 and below 1, got {eta}: 0 is deterministic")
     found = find_pipeline(pipeline)
-    folder = output_folder(out)
+    folder = folder_name(out)
 
     stage_steps = {"prior": prior_steps, "decoder": decoder_steps, "upsampler": upsampler_steps}
     settings = GenerationSettings(
@@ -79,6 +89,9 @@ def generate(
         stage_steps=_given(stage_steps),
         use_prior=not no_prior,
         candidates=candidates,
+        size=size,
+        tile=tile,
+        overlap=overlap,
     )
     run = _Run(folder, format, not no_metadata, quiet, as_json)
     run.pictures(wanted, n, seed, settings, found, device, dtype)
@@ -107,6 +120,7 @@ class _Run:
 
             loaded = load(pipeline, device=device, dtype=dtype)
             plan, doubts = plan_of(loaded, settings), prompt_warnings(loaded, prompts)
+        output_folder(self.folder)
         for doubt in doubts:
             typer.echo(f"dalle2: warning: {doubt}", err=True)
         listed = repeated(prompts, n)

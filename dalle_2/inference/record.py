@@ -19,6 +19,7 @@ def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Ima
         "steps": {name: stage.steps for name, stage in plan.items()},
         "guidance": {name: stage.guidance for name, stage in plan.items()},
         **({"candidates": plan["prior"].candidates} if "prior" in plan else {}),
+        **_where_chosen(plan, "noise_level", "tile", "overlap"),
         "eta": max(stage.eta for stage in plan.values()),
         "size": f"{image.width}x{image.height}",
         "device": pipeline.device.type,
@@ -26,3 +27,10 @@ def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Ima
         "dalle_2": __version__,
         "torch": torch.__version__,
     }
+
+
+def _where_chosen(plan: Mapping[str, StageSettings], *names: str) -> dict[str, dict[str, int]]:
+    """The settings of these names by stage, without those that are None."""
+    values = {name: {stage: getattr(run, name) for stage, run in plan.items()} for name in names}
+    chosen = {name: {stage: v for stage, v in one.items() if v is not None} for name, one in values.items()}
+    return {name: one for name, one in chosen.items() if one}
