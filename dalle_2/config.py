@@ -147,7 +147,9 @@ def _accepts(annotation: Any, value: Any) -> bool:
 def _put(values: Any, path: list[str], value: Any, *, cls: type[Settings]) -> None:
     """Sets `value` at `path` in nested dicts and sequences, turning tuples on the way into lists."""
     for depth in range(len(path) - 1):
-        key = _index(values, path, depth, cls)
+        key = _index(values, path, depth, cls, new=path[depth] in _known_keys(cls, path[:depth]))
+        if isinstance(values, dict):
+            values.setdefault(key, {})  # a part of a section that was off until now
         if isinstance(values[key], tuple):
             values[key] = list(values[key])
         if not isinstance(values[key], dict | list):

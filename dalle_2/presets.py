@@ -100,6 +100,28 @@ _MICRO = override(
     },
 )  # fmt: skip
 
+# A quarter of the side is what the paper's upsamplers see at a time. The second one learns from pictures that are worse
+# than those it will get, and forgives what the first one leaves.
+_1024 = _MICRO.model_copy(
+    update={
+        "name": "shapes-1024",
+        "upsampler_2": UpsamplerStage(
+            config=UpsamplerConfig(
+                image_size=1024,
+                low_res_size=256,
+                crop=256,
+                steps=4,
+                degradation="bsr",
+                unet=DecoderUNetConfig(
+                    channels=32, multiples=(1, 2), blocks=1, attention=(), middle_attention=False, context_tokens=0,
+                    patch=4, t_dim=128, low_res_channels=3,
+                ),
+            ),
+            run=RunSettings(images=1_000, batch=4, lr=1.5e-3, warmup=100, ema_halflife=200),
+        ),
+    }
+)
+
 # A folder is embedded whole. Its embeddings fill no more directions than its pictures are many, and a draft of few
 # pictures would know them by heart. Without a draft, candidates can't be looked at; chosen by their dot product with
 # the text alone they get worse with their number. And the decoder has to draw the whole picture, which takes its steps.
@@ -116,7 +138,7 @@ _FOLDER = override(
      "decoder.run.preview_every": 4_000, "upsampler.run.images": 4_000},
 )  # fmt: skip
 
-PRESETS = {recipe.name: recipe for recipe in (_TINY, _MICRO, _FOLDER)}
+PRESETS = {recipe.name: recipe for recipe in (_TINY, _MICRO, _1024, _FOLDER)}
 
 
 def preset(name: str) -> Recipe:

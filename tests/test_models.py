@@ -11,10 +11,14 @@ from training_rig import DIM, UNET, T, awake, decoder, generator, noise, prior, 
 
 from dalle_2.config import parse
 from dalle_2.errors import ConfigError, UsageError
+from dalle_2.models.checkpoints import load_model
 from dalle_2.models.decoder import condition
+from dalle_2.models.decoder_unet import DecoderUNet
 from dalle_2.models.diffusion import Diffusion
 from dalle_2.models.embedding_space import EmbeddingSpace
-from dalle_2.models.upsampler import UpsamplerConfig, blur, enlarge, random_crop, shrink
+from dalle_2.models.upsampler import PAPER_256, PAPER_1024, UpsamplerConfig, blur, enlarge, random_crop, shrink
+from dalle_2.paths import shipped_pipelines
+from dalle_2.weights.checkpoint import load_checkpoint
 
 # Noising and the loss
 
@@ -263,6 +267,127 @@ def test_blur_is_a_gaussian_of_its_width() -> None:
     assert blur(point, 0.01) is point
 
 
+def test_the_second_upsamplers_small_pictures_are_degraded() -> None:
+    """And all else is as with a blur: crops, noise and timesteps come first."""
+    batch = {"z_img": noise(5, DIM), "image": noise(5, 3, 32, 32, seed=3).clamp(-1, 1)}
+    sizes = {"image_size": 32, "low_res_size": 8, "crop": 16}
+    blurred, worse = (upsampler(degradation=way, **sizes).noised(batch, generator()) for way in ("blur", "bsr"))
+    assert all(torch.equal(blurred[name], worse[name]) for name in ("x_0", "x_t", "t", "eps"))
+    assert worse["low_res"].shape == (5, 3, 4, 4)
+    assert not torch.equal(worse["low_res"], blurred["low_res"])
+    mild = upsampler(degradation="bsr", bsr={"strength": (0.0, 0.0)}, **sizes).noised(batch, generator())
+    assert not torch.equal(mild["low_res"], worse["low_res"])
+
+
+def test_an_upsampler_learns_from_degraded_pictures() -> None:
+    model = upsampler({"patch": 2}, degradation="bsr", image_size=32, low_res_size=8, crop=16, noise_levels=10)
+    batch = model.noised({"z_img": noise(8, DIM), "image": noise(8, 3, 32, 32).clamp(-1, 1)}, generator())
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(12):
+        loss = model.loss(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+class Watching(nn.Module):
+    """Remembers what it was shown, and answers zero."""
+
+    def __init__(self, null_z: nn.Parameter) -> None:
+        super().__init__()
+        self.null_z, self.low_res, self.t_emb = null_z, None, None
+
+    def forward(self, x_t: Tensor, z: Tensor, t_emb: Tensor, *, low_res: Tensor) -> Tensor:
+        self.low_res, self.t_emb = low_res, t_emb
+        return torch.zeros_like(x_t)
+
+
+@pytest.mark.parametrize("levels", [0, 20])
+@torch.no_grad()
+def test_sampling_shows_the_network_what_training_showed_it(levels: int) -> None:
+    """The same small pictures, enlarged by the same filter, at the same timestep and noise level."""
+    model = upsampler(blur=0.0, noise_levels=levels)
+    noised = model.noised(clean(4, 16), generator())
+    level = int(noised["level"][0]) if levels else 0
+    noised |= {"t": torch.full((4,), 7)} | ({"level": torch.full((4,), level)} if levels else {})
+    model.network = watching = Watching(model.network.null_z)
+    model.loss(noised)
+    trained = watching.low_res, watching.t_emb
+    denoiser = model.denoiser(noised["z_img"], low_res=noised["low_res"], noise_level=level)
+    denoiser(noised["x_t"], noised["t"])
+    assert torch.equal(watching.low_res, trained[0])
+    assert torch.equal(watching.t_emb, trained[1])
+    low_res, t_emb = noised["low_res"], model.embed(noised["t"], noised.get("level"))
+    model(noised["x_t"], low_res, noised["z_img"], t_emb)
+    assert torch.equal(watching.low_res, trained[0])
+
+
+def test_small_pictures_are_noised_at_levels_drawn_for_each() -> None:
+    rows, levels = 4000, 20
+    model, plain = upsampler(noise_levels=levels, blur=0.0), upsampler(blur=0.0)
+    batch = clean(rows, 16)
+    noised, sharp = (m.noised(batch, generator()) for m in (model, plain))
+    assert noised.keys() - sharp.keys() == {"level"}
+    assert set(noised["level"].tolist()) == set(range(levels + 1))
+    for level in (0, 1, 10, 20):
+        chosen = noised["level"] == level
+        a = float(model.noise_scheduler.alpha_bar[level - 1]) if level else 1.0
+        added = noised["low_res"][chosen] - math.sqrt(a) * sharp["low_res"][chosen]
+        assert float(added.std()) == pytest.approx(math.sqrt(1 - a), rel=0.05, abs=1e-6)
+    assert all(torch.equal(noised[name], sharp[name]) for name in ("x_t", "t", "x_0", "eps", "dropped"))
+
+
+def test_the_noise_level_reaches_network_and_picture() -> None:
+    model, low_res, z = awake(upsampler(noise_levels=20, noise_level=5)), noise(2, 3, 8, 8).clamp(-1, 1), noise(2, DIM)
+    t = torch.tensor([3, 3])
+    assert not torch.allclose(model.embed(t, torch.tensor([0, 9])), model.embed(t))
+    assert torch.equal(model.embed(t), model.embed(t, torch.tensor([0, 0])))
+    drawn = {level: model.sample(z, low_res, 2, seeds=[1, 2], noise_level=level) for level in (None, 0, 5, 20)}
+    assert torch.equal(drawn[None], drawn[5])
+    assert all(not torch.allclose(drawn[0], drawn[level]) for level in (5, 20))
+    assert torch.allclose(drawn[20][1:], model.sample(z[1:], low_res[1:], 2, seeds=[2], noise_level=20), atol=1e-4)
+    model.network = watching = Watching(model.network.null_z)
+    many = torch.zeros(300, 3, 8, 8)
+    model.sample(None, many, 1, seeds=range(300), noise_level=20)
+    deviation = math.sqrt(1 - float(model.noise_scheduler.alpha_bar[19]))
+    expected = enlarge(noise(300, 3, 8, 8) * deviation, (16, 16)).std()
+    assert float(watching.low_res.std()) == pytest.approx(float(expected), rel=0.05)
+    for level in (-1, 21):
+        with pytest.raises(UsageError, match=f"noise_level must be a whole number from 0 to 20 .*, got {level}"):
+            model.sample(z, low_res, 2, noise_level=level)
+
+
+def test_an_upsampler_without_levels_ignores_them_and_has_no_weights_for_them() -> None:
+    model, low_res = awake(upsampler()), noise(1, 3, 8, 8).clamp(-1, 1)
+    assert not any(name.startswith("level") for name in model.state_dict())
+    plain = model.sample(None, low_res, 2, seeds=[1])
+    assert torch.equal(plain, model.sample(None, low_res, 2, seeds=[1], noise_level=500))
+    t = torch.tensor([3])
+    assert torch.equal(model.embed(t, torch.tensor([9])), model.time(t))
+    assert "level" not in model.noised(clean(3, 16), generator())
+
+
+def test_weights_from_before_these_settings_still_load() -> None:
+    """The shipped upsampler's file knows neither degradations nor levels."""
+    path = shipped_pipelines() / "shapes-tiny" / "upsampler-256.safetensors"
+    assert not {"degradation", "bsr", "noise_levels"} & load_checkpoint(path).config.keys()
+    config = load_model(path, "upsampler").config
+    assert (config.degradation, config.noise_levels) == ("blur", 0)
+
+
+@pytest.mark.parametrize(("config", "millions"), [(PAPER_256, 679), (PAPER_1024, 254)])
+def test_the_papers_upsamplers_have_about_its_sizes(config: UpsamplerConfig, millions: int) -> None:
+    with torch.device("meta"):
+        network = DecoderUNet(config.unet)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions
+    assert config.crop == config.image_size // 4
+    assert (config.unet.attention, config.unet.middle_attention) == ((), False)
+    assert parse(UpsamplerConfig, config.model_dump()) == config
+
+
 def test_the_upsampler_enlarges() -> None:
     model = upsampler(clip=None)
     low_res = noise(2, 3, 8, 8).clamp(-1, 1)
@@ -292,9 +417,12 @@ def test_a_small_picture_of_the_wrong_size_is_refused() -> None:
         ({"image_size": 20}, "image_size 20 must be a multiple of low_res_size 8"),
         ({"crop": 9}, "crop 9 must be divisible by 2 and by the scale 2"),
         ({"crop": 32}, "crop 32 is larger than image_size 16"),
+        ({"noise_levels": 1001}, "noise_levels must be at most T = 1000 and noise_level .*, got 1001 and 0"),
+        ({"noise_levels": 5, "noise_level": 6}, "noise_level at most noise_levels, got 5 and 6"),
+        ({"degradation": "snow"}, "'degradation'.*'blur' or 'bsr'.*'snow'"),
     ],
 )
-def test_sizes_of_the_upsampler_must_fit(changes: dict[str, int], words: str) -> None:
+def test_settings_of_the_upsampler_must_fit(changes: dict[str, Any], words: str) -> None:
     network = UNET | {"attention": (), "middle_attention": False, "low_res_channels": 3}
     with pytest.raises(ConfigError, match=words):
         parse(UpsamplerConfig, {"image_size": 16, "low_res_size": 8, "unet": network} | changes)

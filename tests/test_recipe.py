@@ -10,8 +10,9 @@ from dalle_2.models.clip_encoding import DEFAULT_CLIP
 from dalle_2.presets import PRESETS, flattened, preset, resolve
 from dalle_2.training.card import training_card
 from dalle_2.training.expectation import expectation
-from dalle_2.training.recipe import STAGES, Recipe
+from dalle_2.training.recipe import Recipe
 from dalle_2.training.stage import trainer_settings
+from dalle_2.training.stages import STAGES
 from dalle_2.training.train import LENGTH, SHOWN, Training, differing, without
 
 
@@ -38,7 +39,8 @@ def test_a_decoder_draws_in_one_step_only_what_a_draft_has_drawn_before(tmp_path
 def test_the_micro_preset_is_the_tiny_one_made_small() -> None:
     tiny, micro = preset("shapes-tiny"), preset("shapes-micro")
     assert micro.data == tiny.data
-    for stage in STAGES:
+    assert micro.stages == tiny.stages == STAGES[:5]
+    for stage in micro.stages:
         assert getattr(micro, stage).run.images < getattr(tiny, stage).run.images / 3
 
 
@@ -65,7 +67,8 @@ def test_changes_come_last() -> None:
 
 
 def test_a_scale_stretches_every_stage() -> None:
-    tiny = preset("shapes-tiny")
+    tiny = preset("shapes-1024")
+    assert tiny.stages == STAGES
     for factor in (2.0, 0.25):
         for stage in STAGES:
             before, after = getattr(tiny, stage).run, getattr(tiny.scaled(factor), stage).run
@@ -116,11 +119,27 @@ def test_nested_tables_become_dotted_keys() -> None:
         ("decoder.config.unet.low_res_channels=3", "unet.low_res_channels must be 0 without a draft, got 3$"),
         ("upsampler.config.unet.out_channels=1", "^'upsampler': config.unet.out_channels must be 3 .* got 1$"),
         ("upsampler.config.unet.low_res_channels=0", "config.unet.low_res_channels must be 3 in this stage, got 0$"),
+        ("upsampler.config.bsr.jpeg=2", "'upsampler.config.bsr.jpeg'.*less than or equal to 1, got 2"),
     ],
 )
 def test_a_wrong_change_is_refused(change: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         resolve(["shapes-tiny"], changes=[change])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("upsampler=none", "^upsampler_2 goes on from the pictures of upsampler, and that is off: set both or none$"),
+        ("upsampler_2.config.low_res_size=128", "the upsampler makes 256 px, but the second one takes 128 px: make"),
+        ("upsampler_2.config.crop=100", "crop 100 must be divisible by 8 and by the scale 4"),
+        ("upsampler_2.config.T=3", "^'upsampler_2': config.steps must be at most config.T = 3, got 4$"),
+        ("upsampler_3.run.images=4", "unknown key 'upsampler_3'; did you mean 'upsampler_2'"),
+    ],
+)
+def test_a_wrong_change_of_the_second_upsampler_is_refused(change: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        resolve(["shapes-1024"], changes=[change])
 
 
 def test_wrong_names_and_files_are_refused(tmp_path: Path) -> None:
@@ -181,8 +200,38 @@ def test_only_lengths_may_change_in_the_middle() -> None:
     assert differing({"a": 1}, {"b": {"c": 2}}) == ["a", "b"]
 
 
+def test_two_upsamplers_in_a_row_meet_and_see_a_quarter_of_the_side() -> None:
+    recipe = preset("shapes-1024")
+    first, second = recipe.upsampler.config, recipe.upsampler_2.config
+    assert (first.image_size, second.low_res_size, second.image_size) == (256, 256, 1024)
+    assert (second.crop, second.degradation) == (1024 // 4, "bsr")
+    assert (second.unet.attention, second.unet.middle_attention) == ((), False)
+    assert {name: getattr(recipe, name) for name in STAGES[:5]} == {
+        name: getattr(preset("shapes-micro"), name) for name in STAGES[:5]
+    }
+
+
+def test_a_folder_keeps_the_second_upsampler_of_its_recipe(tmp_path: Path) -> None:
+    assert resolve(["shapes-1024"], data=tmp_path).stages == ("clip", "prior", "decoder", "upsampler", "upsampler_2")
+
+
+def test_a_second_upsampler_may_be_set_on_any_recipe() -> None:
+    unet = ["channels=16", "patch=4", "low_res_channels=3", "attention=[]", "middle_attention=false"]
+    sizes = ["image_size=512", "low_res_size=256", "crop=128"]
+    changes = [f"upsampler_2.config.{one}" for one in (*(f"unet.{one}" for one in unet), *sizes)]
+    assert resolve(["shapes-micro"], changes=changes).upsampler_2.config.scale == 2
+
+
+def test_a_card_names_both_upsamplers_and_what_the_second_learned_from() -> None:
+    words = "The small pictures of upsampler_2 went through blurs, resizes, noise and JPEG in shuffled order (BSR)."
+    card = training_card(preset("shapes-1024"), {})
+    assert "prior, decoder and two upsamplers." in card
+    assert words in card
+    assert "BSR" not in training_card(preset("shapes-micro"), {})
+
+
 def test_what_to_expect_is_said_before() -> None:
-    tiny = preset("shapes-tiny")
+    tiny = preset("shapes-1024")
     text = expectation(tiny, Path("out"))
     assert "a CLIP of its own is trained first" in text
     assert all(f"{stage}: {getattr(tiny, stage).run.images:,} images" in text for stage in STAGES)

@@ -16,7 +16,8 @@ from dalle_2.cli.main import main
 from dalle_2.data.shapes import Shapes
 from dalle_2.models.checkpoints import load_model
 from dalle_2.presets import preset
-from dalle_2.training.recipe import STAGES
+
+STAGES = preset("shapes-micro").stages
 
 # shapes-micro, smaller still: a few steps of each stage, 32-px pictures and then 64-px ones.
 MINUSCULE = {
@@ -33,6 +34,9 @@ MINUSCULE = {
                   "config.low_res_size": 32, "config.crop": 32, "config.steps": 2, "config.unet.channels": 8,
                   "config.unet.t_dim": 16},
 }  # fmt: skip
+
+SIZES = ("image_size=128", "low_res_size=64", "crop=32", "steps=2", "unet.channels=8", "unet.t_dim=16")
+SECOND = tuple(word for pair in SIZES for word in ("--set", f"upsampler_2.config.{pair}"))
 
 
 def minuscule(*without: str) -> list[str]:
@@ -177,6 +181,32 @@ def test_another_clip_is_refused(trained: Path) -> None:
     said = train(trained, "shapes-micro", "--set", "clip.run.images=80")
     assert said.status == 2
     assert "trained with the CLIP you are about to change (prior, draft, decoder, upsampler): choose" in said.err
+
+
+def test_a_second_upsampler_goes_on_top_of_a_finished_pipeline(trained: Path) -> None:
+    lengths = ["--set", "upsampler_2.run.images=64", "--set", "upsampler_2.run.batch=16"]
+    said = train(trained, "shapes-1024", *SECOND, *lengths)
+    assert said.status == 0, said.err
+    assert all(f"{stage}: done before" in said.err for stage in STAGES)
+    assert "upsampler_2: from the start, to 64 images" in said.err
+    folder = trained / "run" / "upsampler_2"
+    assert (folder / "upsampler_2.safetensors").exists()
+    pipeline = dalle_2.load(trained, device="cpu")
+    assert [one.config.image_size for one in pipeline.upsamplers] == [64, 128]
+    assert pipeline.upsamplers[1].config.degradation == "bsr"
+    assert pipeline.generate(["a red circle"], 1, seeds=1).shape == (1, 3, 128, 128)
+    parts = json.loads((trained / "pipeline.json").read_text())["parts"]
+    assert parts.keys() >= {"upsampler-64", "upsampler-128"}
+    assert "| upsampler_2 | 64 |" in (trained / "README.md").read_text()
+    again = train(trained, "upsampler_2", "shapes-1024", *SECOND, *lengths)
+    assert (again.status, "upsampler_2: done before" in again.err) == (0, True)
+
+
+def test_a_second_upsampler_is_a_stage_of_its_own(tmp_path: Path) -> None:
+    said = train(tmp_path, "upsampler_2", "shapes-1024", *SECOND)
+    assert (said.status, "the upsampler_2 needs CLIP first: run `dalle2 train clip`" in said.err) == (2, True)
+    said = train(tmp_path, "upsampler_2", "shapes-micro")
+    assert (said.status, "this recipe has no stage 'upsampler_2': choose among clip" in said.err) == (2, True)
 
 
 def test_a_decoder_goes_on_with_a_draft_that_was_trained_longer(trained: Path) -> None:

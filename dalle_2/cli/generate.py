@@ -61,6 +61,16 @@ def generate(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Embeddings that the prior draws for a picture; the best is kept.")
     ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the pictures; by default that of the last upsampler.")
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=1, help="Upsample in tiles of so many pixels a side, which takes less memory."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help="Pixels that neighbouring tiles share; by default an eighth of a tile.")
+    ] = None,
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
@@ -95,6 +105,9 @@ def generate(
         negative=check_prompts(negative)[0] if negative is not None else None,
         text_guidance=text_guidance,
         thresholding=threshold,
+        size=size,
+        tile=tile,
+        overlap=overlap,
     )
     run = Run(out, format, keep_metadata=not no_metadata, quiet=quiet, as_json=as_json)
     _made(run, wanted, n, seed, settings, found, device, dtype, best_of)

@@ -10,7 +10,7 @@ import typer
 
 from dalle_2.cli.stage_progress import loading, stage_progress
 from dalle_2.inference.generation import Generation
-from dalle_2.inference.saving import Format, output_folder, save_new
+from dalle_2.inference.saving import Format, folder_name, output_folder, save_new
 from dalle_2.pipelines.find import find_pipeline
 
 # What a file's name begins with. The prompt stays out of it: it may be long, private, or no valid name.
@@ -23,7 +23,7 @@ class Run:
     def __init__(
         self, out: Path, format: Format, *, stem: str = "", keep_metadata: bool = True, quiet: bool, as_json: bool
     ) -> None:
-        self.folder, self.format, self.keep_metadata = output_folder(out), format, keep_metadata
+        self.folder, self.format, self.keep_metadata = folder_name(out), format, keep_metadata
         self.quiet, self.as_json = quiet, as_json
         self.begun, self.stamp = time.monotonic(), time.strftime(STAMP) + (f"-{stem}" if stem else "")
         self.made: list[Generation] = []
@@ -32,6 +32,7 @@ class Run:
         """Writes each picture and says where it lies."""
         try:
             for generation in generations:
+                output_folder(self.folder)  # only now that there is something to write
                 stem = f"{self.stamp}-{generation.seed}-{generation.index:03}"
                 metadata = generation.metadata if self.keep_metadata else {}
                 path = save_new(generation.image, self.folder, stem, self.format, metadata)

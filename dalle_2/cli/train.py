@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 
 from dalle_2.errors import UsageError
+from dalle_2.training.stages import STAGES
 
-STAGES = ("clip", "prior", "draft", "decoder", "upsampler")
-
-WHAT = "A preset (shapes-tiny), a TOML file, or both a stage (clip, prior, draft, decoder, upsampler) and a preset."
+WHAT = f"A preset (shapes-tiny), a TOML file, or both a stage ({', '.join(STAGES)}) and a preset."
 
 
 def train(

@@ -2,14 +2,15 @@
 
 import json
 import time
-from math import ceil
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dalle_2.cli import options
 from dalle_2.cli.stage_progress import loading, stage_progress
-from dalle_2.inference.saving import Format, output_folder, save_new
+from dalle_2.inference.saving import folder_name, output_folder, save_new
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
 from dalle_2.sampling.sampler_names import NAMES, sampler_name
@@ -17,51 +18,71 @@ from dalle_2.sampling.sampler_names import NAMES, sampler_name
 
 def upscale(
     pictures: Annotated[list[Path], typer.Argument(help="Pictures of any size.", show_default=False)],
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the first picture, the next has one more; random by default.")
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the result; by default as large as the upsamplers go.")
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Keep a picture's shape and size; --size is then of its longer side.")
+    ] = False,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=1, help="Make large pictures of tiles of so many pixels a side, which takes less memory."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help="Pixels that neighbouring tiles share; by default an eighth of a tile.")
+    ] = None,
+    noise_level: Annotated[
+        int | None, typer.Option(min=0, help="Noise on the small picture, for upsamplers trained with noise levels.")
+    ] = None,
+    seed: options.Seed = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of every upsampler.")] = None,
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"How it goes from noise to pictures: {', '.join(NAMES)}.")
     ] = None,
-    pipeline: Annotated[str, typer.Option(help="A shipped name, a folder, or a hub id.")] = DEFAULT,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = GENERATIONS,
-    format: Annotated[Format, typer.Option(help="Picture format.")] = "png",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line a picture.")] = False,
+    pipeline: options.Pipeline = DEFAULT,
+    device: options.Device = "auto",
+    dtype: options.DType = "auto",
+    out: options.Out = GENERATIONS,
+    format: options.PictureFormat = "png",
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Enlarge pictures with a pipeline's upsampler.
+    """Enlarge pictures with a pipeline's upsamplers.
 
     A picture is first cropped to a square and brought to the size that the upsampler takes, 64 pixels a
-    side in shapes-tiny: what that is too small to show is lost.
+    side in shapes-tiny: what that is too small to show is lost. With --whole it is kept as it is, and its
+    sides become so many times longer as the upsampler does it, 4 times in shapes-tiny.
     """
     begun = time.monotonic()
     if sampler is not None:
         sampler_name(sampler)
     found = find_pipeline(pipeline)
-    folder = output_folder(out)
+    folder_name(out)
 
     with loading(found.name, quiet=quiet):
         from dalle_2.images import open_image
         from dalle_2.inference.generate import new_seed
-        from dalle_2.inference.upscale import input_size, upscale_settings, upscaled
+        from dalle_2.inference.upscale import UpscaleSettings, batches, enlargement, upscaled
         from dalle_2.pipelines.folder import load
 
+        settings = UpscaleSettings(
+            size=size, steps=steps, noise_level=noise_level, tile=tile, overlap=overlap, whole=whole, sampler=sampler
+        )
         images = [open_image(picture) for picture in pictures]
         loaded = load(found, device=device, dtype=dtype)
-        size, plan = input_size(loaded), upscale_settings(loaded, steps, sampler=sampler)
-    for picture, image in zip(pictures, images, strict=True):
-        if image.size != (size, size):
-            was = f"{image.width} x {image.height}"
-            _note(f"{picture} is {was}: cropped and resized to {size} x {size} first", quiet)
-    batches = ceil(len(images) / loaded.micro_batch)
-    totals = {name: run.steps * batches for name, run in plan.items()}
+        plan, ways = settings.plan(loaded), [enlargement(loaded, image, settings) for image in images]
+    folder = output_folder(out)
+    for picture, image, way in zip(pictures, images, ways, strict=True):
+        if image.size != way.input:
+            was, becomes = f"{image.width} x {image.height}", f"{way.input[0]} x {way.input[1]}"
+            _note(f"{picture} is {was}: cropped and resized to {becomes} first", quiet)
+    totals: Counter[str] = Counter()
+    for rows in batches(ways, settings.micro_batch(loaded)):
+        totals.update({name: plan[name].steps for name in ways[rows[0]].stages})
     first = new_seed() if seed is None else seed
     with stage_progress(totals, quiet=quiet) as progress:
-        for made in upscaled(loaded, images, first, steps=steps, sampler=sampler, on_step=progress.step):
-            stem = f"{pictures[made.index].stem[:100]}-{made.image.width}px"
+        for made in upscaled(loaded, images, first, settings, on_step=progress.step):
+            stem = f"{pictures[made.index].stem[:100]}-{_size(made.image.size)}px"
             path = save_new(made.image, folder, stem, format, made.metadata)
             if as_json:
                 typer.echo(json.dumps({"file": str(path), **made.metadata}, ensure_ascii=False))
@@ -69,6 +90,10 @@ def upscale(
                 typer.echo(f"{path}  seed {made.seed}")
     count = f"{len(images)} picture{'' if len(images) == 1 else 's'}"
     _note(f"{count} in {folder.resolve()} ({time.monotonic() - begun:.1f} s)", quiet)
+
+
+def _size(sides: tuple[int, int]) -> str:
+    return str(sides[0]) if sides[0] == sides[1] else f"{sides[0]}x{sides[1]}"
 
 
 def _note(sentence: str, quiet: bool) -> None:

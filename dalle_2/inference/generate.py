@@ -5,11 +5,13 @@ import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from dalle_2.errors import UsageError
 from dalle_2.images import to_pils
 from dalle_2.inference.generation import Generation, GenerationSettings
 from dalle_2.inference.record import record
@@ -76,11 +78,31 @@ def plan_of(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, StageSe
         guidance=settings.guidance,
         stage_steps=settings.stage_steps,
         use_prior=settings.use_prior,
+        last_stage=last_stage(pipeline, settings.size),
         candidates=settings.candidates,
         sampler=settings.samplers,
         text_guidance=settings.text_guidance,
         thresholding=settings.thresholding,
+        tile=settings.tile,
+        overlap=settings.overlap,
     )
+
+
+def last_stage(pipeline: DALLe2, size: int | None) -> str | None:
+    """The stage whose pictures have that size; None for the last of all.
+
+    Raises UsageError for a size that no stage makes, naming those that there are.
+    """
+    if size is None:
+        return None
+    stages: dict[str, Any] = {**pipeline.stages(use_prior=False)}
+    sizes: dict[int, str] = {model.config.image_size: name for name, model in stages.items()}
+    if size not in sizes:
+        raise UsageError(
+            f"pipeline {pipeline.name or 'given'} makes pictures of {' or '.join(map(str, sizes))} px, not of {size}: "
+            "choose one of these sizes"
+        )
+    return sizes[size]
 
 
 def repeated(prompts: Sequence[str], n: int) -> list[str]:
@@ -115,11 +137,14 @@ def _pictures(
         guidance=settings.guidance,
         stage_steps=settings.stage_steps,
         use_prior=settings.use_prior,
+        last_stage=last_stage(pipeline, settings.size),
         candidates=settings.candidates,
         sampler=settings.samplers,
         negative=settings.negative,
         text_guidance=settings.text_guidance,
         thresholding=settings.thresholding,
+        tile=settings.tile,
+        overlap=settings.overlap,
         micro_batch=len(prompts),
         on_step=on_step,
     )

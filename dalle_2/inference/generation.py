@@ -11,7 +11,10 @@ from dalle_2.sampling.options import Threshold
 
 
 class GenerationSettings(Settings):
-    """How pictures are made; None is the pipeline's own default. Stages are named as in `DALLe2.settings`."""
+    """How pictures are made; None is the pipeline's own default. Stages are named as in `DALLe2.settings`.
+
+    size: of the pictures, one that a stage makes. tile, overlap: of the upsamplers, see `Upsampler.sample`.
+    """
 
     steps: int | None = Field(None, ge=1)
     eta: float = Field(0.0, ge=0, lt=1)
@@ -24,6 +27,9 @@ class GenerationSettings(Settings):
     text_guidance: float | None = Field(None, ge=0)
     thresholding: Threshold | None = None
     micro_batch: int | None = Field(None, ge=1)
+    size: int | None = Field(None, ge=1)
+    tile: int | None = Field(None, ge=1)
+    overlap: int | None = Field(None, ge=0)
 
 
 @dataclass(frozen=True, eq=False)

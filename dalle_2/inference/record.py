@@ -21,6 +21,7 @@ def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Ima
         "guidance": {name: stage.guidance for name, stage in plan.items()},
         **({"candidates": plan["prior"].candidates} if "prior" in plan else {}),
         **_drawing(plan.get("decoder")),
+        **_where_chosen(plan, "noise_level", "tile", "overlap"),
         "eta": max(stage.eta for stage in plan.values()),
         "size": f"{image.width}x{image.height}",
         "device": pipeline.device.type,
@@ -34,3 +35,10 @@ def _drawing(run: StageSettings | None) -> dict[str, Any]:
     """What only a decoder has, where it was asked for."""
     given = {} if run is None else {"text_guidance": run.text_guidance, "threshold": run.thresholding}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _where_chosen(plan: Mapping[str, StageSettings], *names: str) -> dict[str, dict[str, int]]:
+    """The settings of these names by stage, without those that are None."""
+    values = {name: {stage: getattr(run, name) for stage, run in plan.items()} for name in names}
+    chosen = {name: {stage: v for stage, v in one.items() if v is not None} for name, one in values.items()}
+    return {name: one for name, one in chosen.items() if one}

@@ -17,10 +17,16 @@ Format = Literal["jpg", "png"]
 
 def output_folder(out: str | os.PathLike[str]) -> Path:
     """Makes the folder for pictures. Raises UsageError for the name of a file."""
+    folder = folder_name(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def folder_name(out: str | os.PathLike[str]) -> Path:
+    """A folder for pictures, not made yet. Raises UsageError for the name of a file."""
     folder = Path(out)
     if folder.is_file() or folder.suffix.lower() in SUFFIXES:
         raise UsageError(f"{folder} names a file: give the folder that the pictures go to")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

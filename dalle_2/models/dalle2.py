@@ -29,6 +29,8 @@ from dalle_2.models.stages import (
     of_stage,
     seed_rows,
     settled,
+    upsampled,
+    upscaling,
 )
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.sampling.ddim_sampler import DDIMSampler
@@ -178,6 +180,9 @@ class DALLe2:
         sampler: SamplerNames = None,
         text_guidance: float | None = None,
         thresholding: Threshold | None = None,
+        noise_level: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> dict[str, StageSettings]:
         """What `generate` would run with the same arguments, by stage.
 
@@ -195,6 +200,8 @@ class DALLe2:
             drawn = candidates if name == "prior" else None
             chosen = self.sampler_of(name, model, sampler)
             settings[name] = settled(name, model, self.defaults, wish[0], eta, wish[1], drawn, chosen)
+            if isinstance(model, Upsampler):
+                settings[name] = upsampled(settings[name], model, noise_level, tile, overlap)
         self._check_reads(text_guidance)
         drawing = replace(settings["decoder"], text_guidance=text_guidance, thresholding=thresholding)
         return settings | {"decoder": drawing}
@@ -241,6 +248,9 @@ class DALLe2:
         negative: Sequence[str] | str | None = None,
         text_guidance: float | None = None,
         thresholding: Threshold | None = None,
+        noise_level: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
         micro_batch: int | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
@@ -259,6 +269,7 @@ class DALLe2:
         negative: what the pictures should not show, one text for all or one a prompt; guidance leads away from it.
         text_guidance: of the caption in a decoder that reads captions; by default `guidance` goes for both.
         thresholding: how the decoder's guesses are kept in range, "static", "dynamic" or "none".
+        noise_level, tile, overlap: of the upsamplers, see `Upsampler.sample`.
         micro_batch: pictures at a time. on_step: called with a stage's name and its `Step` after each step.
 
         Raises UsageError for arguments that make no sense, parts that don't fit each other, an empty prompt;
@@ -269,6 +280,7 @@ class DALLe2:
             steps, eta, guidance=guidance, stage_steps=stage_steps,
             use_prior=use_prior, last_stage=last_stage, candidates=candidates, sampler=sampler,
             text_guidance=text_guidance, thresholding=thresholding,
+            noise_level=noise_level, tile=tile, overlap=overlap,
         )  # fmt: skip
         rows, against = seed_rows(seeds, len(listed)), negative_rows(negative, len(listed))
         size = self.micro_batch if micro_batch is None else micro_batch
@@ -412,23 +424,36 @@ class DALLe2:
         guidance: float | None = None,
         sampler: SamplerNames = None,
         on_step: OnStep | None = None,
+        noise_level: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        whole: bool = False,
+        upsamplers: Sequence[str] | None = None,
     ) -> Float[Tensor, "n 3 H W"]:
-        """Pictures in [-1, 1] through every upsampler; z_img is by default CLIP's embedding of them.
+        """Pictures in [-1, 1] through every upsampler, or those named; z_img is by default CLIP's embedding of them.
 
-        Raises UsageError for a pipeline without upsamplers, and for pictures of another size than the first takes.
+        noise_level, tile, overlap: see `Upsampler.sample`. whole: pictures may have any height and width, and keep
+        them; each upsampler enlarges them by its own factor.
+
+        Raises UsageError for a pipeline without upsamplers, for names of none of them, and, unless `whole` is set, for
+        pictures of another size than the first takes.
         """
         stages = named(self.upsamplers)
         if not stages:
             raise UsageError(f"pipeline {self.name or 'given'} has no upsampler: use one that has")
+        plan = upscaling(
+            stages, self.defaults, steps, eta, guidance,
+            noise_level=noise_level, tile=tile, overlap=overlap, only=upsamplers,
+            chosen=lambda name, model: self.sampler_of(name, model, sampler),
+        )  # fmt: skip
         z = self._encode_images(to_pils(pictures)) if z_img is None else z_img.to(self.device)
         rows = seed_rows(seeds, len(pictures))
         x = pictures.to(self.device)
-        for name, upsampler in stages.items():
-            check_sizes("given picture", x.shape[-1], name, upsampler)
-            check_width(z, upsampler.space, name)
-            chosen = self.sampler_of(name, upsampler, sampler)
-            run = settled(name, upsampler, self.defaults, steps, eta, guidance, sampler=chosen)
-            x = self._enlarged(name, upsampler, x, z, run, rows, on_step)
+        for name, run in plan.items():
+            if not whole:
+                check_sizes("given picture", x.shape[-1], name, stages[name])
+            check_width(z, stages[name].space, name)
+            x = self._enlarged(name, stages[name], x, z, run, rows, on_step, whole=whole)
         return x
 
     def _encode_text(self, prompts: list[str]) -> Float[Tensor, "n d"]:
@@ -508,12 +533,13 @@ class DALLe2:
 
     def _enlarged(
         self, name: str, upsampler: Upsampler, x: Tensor, z_img: Tensor,
-        run: StageSettings, seeds: list[int], on_step: OnStep | None,
+        run: StageSettings, seeds: list[int], on_step: OnStep | None, *, whole: bool = False,
     ) -> Float[Tensor, "n 3 H W"]:  # fmt: skip
         def draw() -> Tensor:
             return upsampler.sample(
                 z_img, x, run.steps, run.eta, sampler=self.sampler_of(name, upsampler, run.sampler),
                 guidance=run.guidance, seeds=seeds, on_step=_watch(name, on_step),
+                noise_level=run.noise_level, tile=run.tile, overlap=run.overlap, whole=whole,
             )  # fmt: skip
 
         return self._finite(name, upsampler, draw)

@@ -16,7 +16,7 @@ from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.hybrid_loss import VARIATIONAL_WEIGHT, variational_bound
 from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.denoiser import Denoised, Denoiser, Target, convert, to_denoiser
-from dalle_2.sampling.guidance import Condition, Threshold, Weight, guide, threshold
+from dalle_2.sampling.guidance import Condition, ConditionalDenoiser, Threshold, Weight, guide, threshold
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.sampling.spacing import Spacing
 
@@ -106,10 +106,13 @@ class Diffusion(nn.Module):
         conditions: Sequence[Condition],
         weights: Sequence[Weight],
         thresholding: Threshold | None = None,
+        *,
+        around: Callable[[ConditionalDenoiser], ConditionalDenoiser] | None = None,
     ) -> Denoiser:
         """The denoiser of `predict(x_t, t, **condition)`, guided as `guide` does it and after that kept within `clip`.
 
         thresholding: in place of the settings' own; "none" leaves the guesses as they are, which inversion needs.
+        around: what goes round the network inside the guidance, such as tiling.
         """
         learned = self.settings.learned_variance
 
@@ -120,7 +123,7 @@ class Diffusion(nn.Module):
             return denoise(x_t, t)
 
         clip, mode = self.settings.clip, thresholding or self.settings.threshold
-        guided = guide(network, conditions, weights)
+        guided = guide(network if around is None else around(network), conditions, weights)
         return threshold(guided, mode, limits=(-clip, clip)) if clip else guided
 
     def weight(self, guidance: float | None) -> float:

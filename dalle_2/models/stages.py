@@ -1,7 +1,7 @@
 """The stages of a run: their names, their settings, their seeds."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -32,6 +32,7 @@ class StageSettings:
 
     sampler: a name of `dalle_2.sampling.samplers.SAMPLERS`. text_guidance: of a decoder that reads captions, None for
     the same as its guidance. thresholding: None for the part's own.
+    noise_level, tile, overlap: of an upsampler, see `Upsampler.sample`; None for what it does by itself.
     """
 
     steps: int
@@ -41,6 +42,9 @@ class StageSettings:
     sampler: str = DDIMSampler.name
     text_guidance: float | None = None
     thresholding: Threshold | None = None
+    noise_level: int | None = None
+    tile: int | None = None
+    overlap: int | None = None
 
 
 def settled(
@@ -74,6 +78,45 @@ def settled(
     sampler = sampler or DDIMSampler(model.noise_scheduler)
     sampler.check(model, eta)
     return StageSettings(steps, float(guidance), eta, wanted, sampler.name)
+
+
+def upsampled(
+    run: StageSettings, upsampler: Upsampler, noise_level: int | None, tile: int | None, overlap: int | None
+) -> StageSettings:
+    """The settings of a stage with what only an upsampler has. Raises UsageError for what doesn't fit it."""
+    upsampler.tiling(tile, overlap)
+    level = upsampler.chosen_level(noise_level) if upsampler.config.noise_levels else None
+    return replace(run, noise_level=level, tile=tile, overlap=overlap)
+
+
+def upscaling(
+    upsamplers: Mapping[str, Upsampler],
+    defaults: StageDefaults,
+    steps: int | None = None,
+    eta: float = 0.0,
+    guidance: float | None = None,
+    *,
+    noise_level: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    only: Sequence[str] | None = None,
+    chosen: Callable[[str, Upsampler], Sampler] | None = None,
+) -> dict[str, StageSettings]:
+    """What each upsampler, or each of those named in `only`, is run with, in order. chosen: the sampler of one.
+
+    Raises UsageError for a name that is none of theirs, and for settings that don't fit one of them.
+    """
+    wrong = [name for name in only or () if name not in upsamplers]
+    if wrong:
+        raise UsageError(f"this pipeline has no upsampler {wrong[0]!r}: it has {', '.join(upsamplers)}")
+    used = {name: model for name, model in upsamplers.items() if only is None or name in only}
+    plain = {
+        name: settled(
+            name, model, defaults, steps, eta, guidance, sampler=chosen(name, model) if chosen else None
+        )
+        for name, model in used.items()
+    }
+    return {name: upsampled(run, upsamplers[name], noise_level, tile, overlap) for name, run in plain.items()}
 
 
 def of_stage(values: Mapping[str, V], stage: str, otherwise: V) -> V:

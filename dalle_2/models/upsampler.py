@@ -1,9 +1,12 @@
 """Diffusion super-resolution: a small picture and its CLIP image embedding to a large one."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from math import gcd
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,11 +14,15 @@ from torch.nn import functional as F
 from dalle_2.errors import UsageError
 from dalle_2.models.decoder import condition, require_eta
 from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
+from dalle_2.models.degradation import BSRSettings, degraded
 from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser
+from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.sampler import Sampler, Step
+from dalle_2.sampling.tiling import Tiling, tiled
 
 PAPER_UNET = DecoderUNetConfig(channels=192, attention=(), middle_attention=False, low_res_channels=3)
 
@@ -23,16 +30,25 @@ PAPER_UNET = DecoderUNetConfig(channels=192, attention=(), middle_attention=Fals
 class UpsamplerConfig(DiffusionConfig):
     """Training sees random crops of `crop` pixels a side (the paper's quarter-size patches, section 2.1).
 
-    `blur` is the largest standard deviation, in small pixels, of the Gaussian blur that corrupts the small
-    picture in half of the rows; `corruption` is that of noise added to it.
+    `degradation`: what corrupts the small picture. "blur" is a Gaussian blur, in half of the rows, whose standard
+    deviation is at most `blur` small pixels (the paper's first upsampler); "bsr" is the BSR degradation with the ranges
+    of `bsr` (its second). `corruption` is the standard deviation of noise added after either.
+
+    `noise_levels`: with a number here small pictures are noised, too, at one of the levels 0 ... `noise_levels` drawn
+    for each row, and the network is told which (Ho et al. 2022, "Cascaded diffusion models", section 4). Level n is
+    that of n steps of the noise table, 0 is none. `noise_level` is the one that pictures are sampled at.
     """
 
     clip: float | None = 1.0
     image_size: int = Field(default=256, ge=8)
     low_res_size: int = Field(default=64, ge=4)
     crop: int | None = Field(default=None, ge=1)
+    degradation: Literal["blur", "bsr"] = "blur"
     blur: float = Field(default=0.6, ge=0)
+    bsr: BSRSettings = BSRSettings()
     corruption: float = Field(default=0.0, ge=0)
+    noise_levels: int = Field(default=0, ge=0)
+    noise_level: int = Field(default=0, ge=0)
     unet: DecoderUNetConfig = PAPER_UNET
     space: EmbeddingSpace | None = None
 
@@ -48,10 +64,31 @@ class UpsamplerConfig(DiffusionConfig):
             raise ValueError(f"crop {crop} is larger than image_size {self.image_size}")
         return self
 
+    @model_validator(mode="after")
+    def _levels_exist(self) -> "UpsamplerConfig":
+        if not self.noise_level <= self.noise_levels <= self.T:
+            raise ValueError(
+                f"noise_levels must be at most T = {self.T} and noise_level at most noise_levels, "
+                f"got {self.noise_levels} and {self.noise_level}"
+            )
+        return self
+
     @property
     def scale(self) -> int:
         """How many times larger a side becomes."""
         return self.image_size // self.low_res_size
+
+
+# The two of the paper (table 3), without attention, on crops of a quarter of the side. It gives 700 and 300 million
+# weights; these have 679 and 254, since between levels a convolution resamples where ADM has a whole residual block.
+PAPER_256 = UpsamplerConfig(
+    image_size=256, low_res_size=64, crop=64, steps=27,
+    unet=PAPER_UNET.model_copy(update={"channels": 320, "blocks": 3, "t_dim": 1280, "dropout": 0.1}),
+)  # fmt: skip
+PAPER_1024 = UpsamplerConfig(
+    image_size=1024, low_res_size=256, crop=256, degradation="bsr", schedule="linear", steps=15,
+    unet=PAPER_UNET.model_copy(update={"multiples": (1, 1, 2, 2, 4, 4), "t_dim": 768}),
+)  # fmt: skip
 
 
 class Upsampler(Diffusion):
@@ -65,6 +102,7 @@ class Upsampler(Diffusion):
         self.config = config
         self.space = config.space or unit_space(config.unet.z_dim)
         self.network = DecoderUNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.level = TimestepEmbedder(config.unet.t_dim) if config.noise_levels else None
 
     @classmethod
     def from_config(cls, config: UpsamplerConfig) -> "Upsampler":
@@ -78,60 +116,106 @@ class Upsampler(Diffusion):
         z_img: Float[Tensor, "b d"],
         t_emb: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b 3 h w"]:
-        """One denoising step: the prediction for noised large pictures `x_t` above small ones."""
-        return self._predict(x_t, low_res, self.space.to_model(z_img), t_emb)
+        """One denoising step: the prediction for noised large pictures `x_t` above small ones. t_emb: of `embed`."""
+        return self._predict(x_t, enlarge(low_res, x_t.shape[-2:]), self.space.to_model(z_img), t_emb)
 
-    def _predict(self, x_t: Tensor, low_res: Tensor, z: Tensor, t_emb: Tensor) -> Tensor:
+    def embed(
+        self, t: Float[Tensor, "b"] | Int[Tensor, "b"], level: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b e"]:
+        """The embedding of timesteps and, with noise-level conditioning, of the small pictures' levels; None for 0."""
+        t_emb = self.time(t)
+        if self.level is None:
+            return t_emb
+        return t_emb + self.level(torch.zeros_like(t) if level is None else level)
+
+    def _predict(self, x_t: Tensor, enlarged: Tensor, z: Tensor, t_emb: Tensor) -> Tensor:
         """The network adds detail to the enlarged small picture, so that what it must learn is small."""
-        enlarged = enlarge(low_res, x_t.shape[-2:])
         prediction = self.network(x_t, z, t_emb, low_res=enlarged)
         return prediction + enlarged if self.target == "x_0" else prediction
+
+    # Training
 
     def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Clean pairs `{z_img, image}` to `{x_t, low_res, z_img, t, x_0}` on random crops."""
         require(batch, "z_img", "image")
         x_0 = random_crop(batch["image"], self.config.crop, self.config.scale, generator)
         x_t, t, eps = self.draw(x_0, generator)
-        low_res = self._corrupted(shrink(x_0, self.config.scale), generator)
+        low_res = self._corrupted(x_0, generator)
         dropped = self.draw_dropped(len(x_0), self.config.drop, generator).to(x_0.device)
         return {
             "x_t": x_t, "low_res": low_res, "z_img": batch["z_img"], "t": t, "x_0": x_0,
-            "eps": eps, "dropped": dropped,
+            "eps": eps, "dropped": dropped, **self._levelled(low_res, generator),
         }  # fmt: skip
 
-    def _corrupted(self, low_res: Tensor, generator: torch.Generator) -> Tensor:
-        """What a decoder's picture may lack: some sharpness, and smooth surfaces."""
+    def _corrupted(self, x_0: Tensor, generator: torch.Generator) -> Tensor:
+        """Small pictures, and what those of a decoder may lack: some sharpness, and smooth surfaces."""
+        if self.config.degradation == "bsr":
+            low_res = degraded(x_0, self.config.scale, self.config.bsr, generator)
+        else:
+            low_res = self._half_blurred(shrink(x_0, self.config.scale), generator)
+        noise = torch.randn(low_res.shape, generator=generator).to(low_res)
+        return low_res + self.config.corruption * noise
+
+    def _half_blurred(self, low_res: Tensor, generator: torch.Generator) -> Tensor:
         sigma = self.config.blur * float(torch.rand((), generator=generator))
         blurred = torch.rand(len(low_res), generator=generator) < 0.5
-        noise = torch.randn(low_res.shape, generator=generator).to(low_res)
-        low_res = torch.where(blurred[:, None, None, None].to(low_res.device), blur(low_res, sigma), low_res)
-        return low_res + self.config.corruption * noise
+        return torch.where(blurred[:, None, None, None].to(low_res.device), blur(low_res, sigma), low_res)
+
+    def _levelled(self, low_res: Tensor, generator: torch.Generator) -> Batch:
+        """With noise-level conditioning: the small pictures at levels drawn for each, and these levels."""
+        if self.level is None:
+            return {}
+        level = torch.randint(self.config.noise_levels + 1, (len(low_res),), generator=generator).to(low_res.device)
+        eps = torch.randn(low_res.shape, generator=generator).to(low_res)
+        return {"low_res": self.at_level(low_res, eps, level), "level": level}
+
+    def at_level(
+        self, low_res: Float[Tensor, "b 3 k k2"], eps: Float[Tensor, "b 3 k k2"], level: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b 3 k k2"]:
+        """Small pictures noised as after `level` steps of the noise table; level 0 leaves them as they are."""
+        return self.noise_scheduler.add_noise(low_res, eps, level - 1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The mean squared error for a noised batch `{x_t, low_res, z_img, t, x_0}`."""
         require(batch, "x_t", "low_res", "z_img", "t")
         z = condition(self.space.to_model(batch["z_img"]), batch, self.network.null_z)
-        prediction = self._predict(batch["x_t"], batch["low_res"], z, self.time(batch["t"]))
+        enlarged = enlarge(batch["low_res"], batch["x_t"].shape[-2:])
+        prediction = self._predict(batch["x_t"], enlarged, z, self.embed(batch["t"], batch.get("level")))
         return self.mse(prediction, self.wanted(batch["x_t"], batch["t"], batch))
 
+    # Sampling
+
     def denoiser(
-        self, z_img: Float[Tensor, "b d"] | None, *, low_res: Float[Tensor, "b 3 k k2"], guidance: float | None = None
+        self,
+        z_img: Float[Tensor, "b d"] | None,
+        *,
+        low_res: Float[Tensor, "b 3 k k2"],
+        guidance: float | None = None,
+        noise_level: int = 0,
+        tiling: Tiling | None = None,
     ) -> Denoiser:
-        """A denoiser over large pictures; `guidance` 1 is off, as in the paper. z_img None: the null embedding."""
+        """A denoiser over large pictures; `guidance` 1 is off, as in the paper. z_img None: the null embedding.
+
+        noise_level: the one that `low_res` has. tiling: how pictures are cut that are larger than its tiles.
+        """
         null_z = self.network.null_z[None]
         z = null_z.expand(len(low_res), -1) if z_img is None else self.space.to_model(z_img)
+        # Once for all steps, and before it is cut, so that a tile's border is no border to the interpolation.
+        enlarged = enlarge(low_res, self._enlarged(low_res))
 
-        def predict(x_t: Tensor, t: Tensor, z: Tensor, low_res: Tensor) -> Tensor:
-            return self._predict(x_t, low_res, z, self.time(t))
+        def predict(x_t: Tensor, t: Tensor, z: Tensor, enlarged: Tensor) -> Tensor:
+            level = torch.full((len(t),), noise_level, device=t.device)
+            return self._predict(x_t, enlarged, z, self.embed(t, level))
 
-        null, full = {"z": null_z, "low_res": low_res}, {"z": z, "low_res": low_res}
-        return self.guided(predict, [null, full], [self.weight(guidance)])
+        around = partial(tiled, tiling=tiling, pictures=("enlarged",)) if tiling else None
+        null, full = {"z": null_z, "enlarged": enlarged}, {"z": z, "enlarged": enlarged}
+        return self.guided(predict, [null, full], [self.weight(guidance)], around=around)
 
     @torch.no_grad()
     def sample(
         self,
         z_img: Float[Tensor, "b d"] | None,
-        low_res: Float[Tensor, "b 3 k k"],
+        low_res: Float[Tensor, "b 3 k k2"],
         steps: int | None = None,
         eta: float = 0.0,
         *,
@@ -139,28 +223,96 @@ class Upsampler(Diffusion):
         guidance: float | None = None,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,
+        noise_level: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        whole: bool = False,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Large pictures in [-1, 1] for small ones; without an embedding the null embedding stands in."""
+        """Large pictures in [-1, 1] for small ones; without an embedding the null embedding stands in.
+
+        noise_level: of the small pictures, see `UpsamplerConfig`; by default the settings' own. An upsampler that was
+        trained without levels has none to choose.
+        tile, overlap: pixels of the large picture; what is larger than a tile is made of overlapping ones, so that no
+        call of the network sees more. By default tiles have `image_size`, and an eighth of that overlaps.
+        whole: small pictures may have any height and width, and keep them.
+
+        Raises UsageError for pictures of another size than `low_res_size` unless `whole` is set, a level that doesn't
+        exist, and tiles that don't fit the U-Net.
+        """
         require_eta(eta)
-        size = self.config.low_res_size
-        if tuple(low_res.shape[-2:]) != (size, size):
-            got = tuple(low_res.shape[-2:])
-            raise UsageError(f"the upsampler takes {size}-px pictures, got {got}: resize them first")
-        sampler = sampler or DDIMSampler(self.noise_scheduler)
-        large = self.config.image_size
-        bound = LowResDenoiser(self, z_img)
+        if not whole:
+            self._check_size(low_res)
+        tiling, level = self.tiling(tile, overlap), self.chosen_level(noise_level)
+        padded = self._padded(low_res)
+        bound = LowResDenoiser(self, z_img, level, tiling)
+        if level:
+            padded = self._sampled_at(padded, level, seeds, bound.kind)
         steps = self.default_steps if steps is None else steps
-        shape = (len(low_res), 3, large, large)
-        return sampler.sample(
-            bound, low_res, shape, steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
+        shape = (len(padded), 3, *self._enlarged(padded))
+        sampler = sampler or DDIMSampler(self.noise_scheduler)
+        x = sampler.sample(
+            bound, padded, shape, steps, eta=eta, guidance=guidance, seeds=seeds, on_step=on_step
         )
+        height, width = self._enlarged(low_res)
+        return x[..., :height, :width]
+
+    def tiling(self, tile: int | None = None, overlap: int | None = None) -> Tiling:
+        """How this upsampler cuts large pictures. Raises UsageError for tiles that don't fit the U-Net."""
+        return Tiling(self.config.image_size if tile is None else tile, overlap, grid=self.config.unet.factor)
+
+    def chosen_level(self, noise_level: int | None = None) -> int:
+        """The noise level that is sampled at: the caller's, else the settings'; 0 without noise-level conditioning.
+
+        Raises UsageError for one that training has not seen.
+        """
+        most = self.config.noise_levels
+        level = self.config.noise_level if noise_level is None else noise_level
+        if most and not 0 <= level <= most:
+            raise UsageError(f"noise_level must be a whole number from 0 to {most} for this upsampler, got {level}")
+        return level if most else 0
+
+    def _enlarged(self, low_res: Tensor) -> tuple[int, int]:
+        """Height and width of the large picture."""
+        return low_res.shape[-2] * self.config.scale, low_res.shape[-1] * self.config.scale
+
+    def _check_size(self, low_res: Tensor) -> None:
+        size, got = self.config.low_res_size, tuple(low_res.shape[-2:])
+        if got != (size, size):
+            raise UsageError(
+                f"the upsampler takes {size}-px pictures, got {got}: resize them first, or keep them with whole=True"
+            )
+
+    def _padded(self, low_res: Float[Tensor, "b 3 k k2"]) -> Float[Tensor, "b 3 n n2"]:
+        """Mirrored below and on the right until the U-Net's levels fit."""
+        factor = self.config.unet.factor
+        step = factor // gcd(factor, self.config.scale)
+        height, width = low_res.shape[-2:]
+        below, right = -height % step, -width % step
+        mirrored = below < height and right < width  # a narrow picture has too few pixels to mirror
+        return F.pad(low_res, (0, right, 0, below), mode="reflect" if mirrored else "replicate")
+
+    def _sampled_at(
+        self, low_res: Float[Tensor, "b 3 k k2"], level: int, seeds: Sequence[int] | None, stage: str
+    ) -> Float[Tensor, "b 3 k k2"]:
+        """Small pictures at a noise level, each by noise of its own stream."""
+        rows, stream = len(low_res), f"{stage}-low-res"
+        noise = PictureNoise.fresh(rows, stream) if seeds is None else PictureNoise(seeds, stream)
+        eps = noise.normal(low_res.shape, low_res.device)
+        return self.at_level(low_res, eps, torch.full((rows,), level, device=low_res.device))
 
 
 class LowResDenoiser:
-    """An upsampler bound to an embedding, if there is one, so that samplers see the one call they know."""
+    """An upsampler bound to an embedding, if there is one, to the small pictures' noise level and to the size of tiles,
+    so that samplers see the one call they know."""
 
-    def __init__(self, upsampler: Upsampler, z_img: Float[Tensor, "b d"] | None) -> None:
-        self.upsampler, self.z_img = upsampler, z_img
+    def __init__(
+        self,
+        upsampler: Upsampler,
+        z_img: Float[Tensor, "b d"] | None,
+        noise_level: int = 0,
+        tiling: Tiling | None = None,
+    ) -> None:
+        self.upsampler, self.z_img, self.noise_level, self.tiling = upsampler, z_img, noise_level, tiling
         # Two upsamplers in a row draw from two streams of noise.
         self.kind = f"upsampler-{upsampler.config.image_size}"
         self.noise_scheduler, self.spacing = upsampler.noise_scheduler, upsampler.spacing
@@ -168,10 +320,12 @@ class LowResDenoiser:
 
     def denoiser(self, z_cond: Float[Tensor, "b 3 k k2"], *, guidance: float | None = None) -> Denoiser:
         """The upsampler's denoiser for these small pictures."""
-        return self.upsampler.denoiser(self.z_img, low_res=z_cond, guidance=guidance)
+        return self.upsampler.denoiser(
+            self.z_img, low_res=z_cond, guidance=guidance, noise_level=self.noise_level, tiling=self.tiling
+        )
 
 
-def enlarge(low_res: Float[Tensor, "b c k k2"], size: torch.Size | tuple[int, ...]) -> Float[Tensor, "b c h w"]:
+def enlarge(low_res: Float[Tensor, "b c k k2"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
     """Bicubic, the same in training, in sampling and on every device."""
     return F.interpolate(low_res, size=tuple(size), mode="bicubic", align_corners=False).clamp(-1.5, 1.5)
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dalle_2.training.recipe import STAGES, Recipe
+from dalle_2.training.recipe import Recipe, UpsamplerStage
+from dalle_2.training.stages import STAGES, UPSAMPLERS
 
 CARD = """# {name}
 
@@ -33,7 +34,7 @@ def training_card(recipe: Recipe, provenance: Mapping[str, Mapping[str, Any]]) -
     machines = sorted({str(origin["machine"]) for origin in provenance.values()})
     return CARD.format(
         name=recipe.name,
-        upsampler=" and upsampler" if recipe.upsampler else "",
+        upsampler=("", " and upsampler", " and two upsamplers")[len({*UPSAMPLERS} & {*recipe.stages})],
         data=_data(recipe),
         stages="\n".join(rows),
         machine="; ".join(machines),
@@ -67,4 +68,12 @@ def _aids(recipe: Recipe) -> list[str]:
     if (count := recipe.prior.config.candidates) > 1:
         judged = ": each is drawn as a draft, and what CLIP sees in the best goes on" if recipe.draft else ""
         aids.append(f"For each picture the prior draws {count} embeddings, of which the best is kept{judged}.")
+    aids += [words for name in UPSAMPLERS if (words := _degradation(name, getattr(recipe, name)))]
     return aids
+
+
+def _degradation(name: str, stage: UpsamplerStage | None) -> str:
+    """What an upsampler's small pictures went through, where that is more than a blur."""
+    if stage is None or stage.config.degradation == "blur":
+        return ""
+    return f"The small pictures of {name} went through blurs, resizes, noise and JPEG in shuffled order (BSR)."

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from dalle_2.training.recipe import STAGES, Recipe
+from dalle_2.training.recipe import Recipe
 
 
 def expectation(recipe: Recipe, folder: Path) -> str:
     """A few lines: the data, the encoder, the stages with their lengths, and an honest word on the result."""
     lines = [f"training {recipe.name} on {recipe.data.source.removeprefix('folder:')}, into {folder}"]
     lines.append(_encoder_words(recipe))
-    for stage in STAGES:
-        settings = getattr(recipe, stage)
-        if settings is not None and not (stage == "clip" and recipe.clip.encoder):
-            lines.append(f"  {stage}: {settings.run.images:,} images in batches of {settings.run.batch}")
+    for stage in recipe.stages:
+        run = getattr(recipe, stage).run
+        if not (stage == "clip" and recipe.clip.encoder):
+            lines.append(f"  {stage}: {run.images:,} images in batches of {run.batch}")
     lines.append("stop it with Ctrl-C whenever you like; the same command goes on where it stopped")
     return "\n".join(lines)
 

@@ -70,7 +70,7 @@ class Ground:
         *,
         preview: Callable[[nn.Module], Any] | None = None,
     ) -> Path:
-        """Trains `model` on `rows` to the end; returns its weight file, named after its kind, in `folder`."""
+        """Trains `model` on `rows` to the end; returns its weight file in `folder`, which has the stage's name."""
         batches = Batches(rows, run.batch, seed=self.seed, prefetch=3)
         kind = str(model.kind)
         return run_stage(model, kind, run, batches, folder, seed=self.seed, reporter=self.reporter, preview=preview)

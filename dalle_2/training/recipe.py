@@ -15,8 +15,8 @@ from dalle_2.models.layers.text_transformer import TextConfig
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.upsampler import UpsamplerConfig
 from dalle_2.training.precision import DType
+from dalle_2.training.stages import STAGES
 
-STAGES = ("clip", "prior", "draft", "decoder", "upsampler")
 RGB = 3
 Reader = Literal["clip", "own"]
 
@@ -118,7 +118,7 @@ class DecoderStage(Settings):
 
 
 class UpsamplerStage(Settings):
-    """The upsampler; as the decoder."""
+    """An upsampler; as the decoder."""
 
     config: UpsamplerConfig = UpsamplerConfig()
     run: RunSettings = RunSettings(images=100_000)
@@ -154,7 +154,7 @@ class Recipe(Settings):
 
     `embeddings`: how many pairs of a procedural data set are embedded for the later stages; a folder is always
     embedded whole. `directions`: how many principal directions of an image embedding, at most, prior, decoder and
-    upsampler see; by default all of it.
+    upsampler see; by default all of it. `upsampler_2` goes on from the pictures of `upsampler`.
     """
 
     name: str
@@ -167,6 +167,26 @@ class Recipe(Settings):
     draft: DraftStage | None = None
     decoder: DecoderStage = DecoderStage()
     upsampler: UpsamplerStage | None = UpsamplerStage()
+    upsampler_2: UpsamplerStage | None = None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages that this recipe has, in order."""
+        return tuple(name for name in STAGES if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _upsamplers_meet(self) -> Self:
+        if self.upsampler_2 is None:
+            return self
+        if self.upsampler is None:
+            raise ValueError("upsampler_2 goes on from the pictures of upsampler, and that is off: set both or none")
+        made, taken = self.upsampler.config.image_size, self.upsampler_2.config.low_res_size
+        if made != taken:
+            raise ValueError(
+                f"the upsampler makes {made} px, but the second one takes {taken} px: make upsampler.config.image_size "
+                "and upsampler_2.config.low_res_size equal"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_meet(self) -> Self:
@@ -191,16 +211,15 @@ class Recipe(Settings):
 
     def check_device(self, device: str) -> None:
         """Refuses, before any stage begins, a dtype that one of them can't be trained in there. Raises UsageError."""
-        stages = [stage for stage in STAGES if not (stage == "clip" and self.clip.encoder)]
-        runs = {stage: getattr(self, stage).run for stage in stages if getattr(self, stage) is not None}
+        trained = [stage for stage in self.stages if not (stage == "clip" and self.clip.encoder)]
+        runs = {stage: getattr(self, stage).run for stage in trained}
         halves = [stage for stage, run in runs.items() if run.dtype == "fp16"]
         if halves and device == "cpu":
             raise UsageError(f"{halves[0]}.run.dtype is fp16, which needs a GPU: on a CPU choose bf16 or fp32")
 
     def scaled(self, factor: float) -> "Recipe":
         """The same recipe with every stage's length multiplied: the way to spend more minutes, or fewer."""
-        stages = {name: getattr(self, name) for name in STAGES if getattr(self, name) is not None}
-        return self.model_copy(update={name: _scaled(stage, factor) for name, stage in stages.items()})
+        return self.model_copy(update={name: _scaled(getattr(self, name), factor) for name in self.stages})
 
 
 def _scaled(stage: Any, factor: float) -> Any:

@@ -71,7 +71,7 @@ def run_stage(
     reporter: Reporter,
     preview: Callable[[nn.Module], Any] | None = None,
 ) -> Path:
-    """Trains `model` to the end of its run and writes `KIND.safetensors` into `folder`; returns that file."""
+    """Trains `model` to the end of its run; returns its weight file, `STAGE.safetensors` in the folder STAGE."""
     trainer = DALLe2Trainer(
         model,
         kind,
@@ -85,10 +85,11 @@ def run_stage(
         settings=trainer_settings(run, seed),
         reporter=reporter,
         preview=preview,
+        name=folder.name,
     )
     trainer.resume()
     trainer.fit(run.images)
-    path = folder / f"{kind}.safetensors"
+    path = folder / f"{folder.name}.safetensors"
     save_model(trainer.best_model, path, provenance=provenance(trainer, run))
     return path
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from dalle_2.training.card import training_card
 from dalle_2.training.embed import embed
 from dalle_2.training.ground import Ground
 from dalle_2.training.progress import Counting, Reporter, Silent, Telling, relay_to
-from dalle_2.training.recipe import STAGES, Recipe
+from dalle_2.training.recipe import Recipe, UpsamplerStage
+from dalle_2.training.stages import ASIDE, STAGES, UPSAMPLERS
 from dalle_2.training.train_clip import train_clip
 from dalle_2.training.train_decoder import train_decoder
 from dalle_2.training.train_draft import train_draft
@@ -39,16 +40,15 @@ PROCEDURAL = "shapes"
 PROCEDURAL_LENGTH = 100_000_000
 SHOWN = ("save_every", "preview_every", "log_interval")  # settings of a run that its result does not follow from
 LENGTH = ("images", "warmup")  # and those that may grow between two starts
-SAMPLING = ("steps", "guidance", "candidates")  # settings of a model that only drawing with it depends on
+SAMPLING = ("steps", "guidance", "candidates", "noise_level")  # settings of a model that only drawing depends on
 FREE = SHOWN + LENGTH + SAMPLING
-ASIDE = ("prior", "upsampler")  # stages that the others don't stand on
 ANY_SIZE = 16  # what a folder holds doesn't depend on the size its pictures are read at
 
 
 class Training:
     """One recipe in one folder: `OUT/run` holds what training needs to go on, `OUT` itself becomes the pipeline.
 
-    lanes: 2 trains prior and upsampler in a process of their own, beside draft and decoder, each lane on half of the
+    lanes: 2 trains prior and upsamplers in a process of their own, beside draft and decoder, each lane on half of the
     threads. A script that asks for it needs the guard `if __name__ == "__main__"`.
     """
 
@@ -85,7 +85,7 @@ class Training:
         Raises UsageError for a stage that the recipe lacks, a stage whose predecessor has not run, and a run folder
         that holds another recipe's work.
         """
-        known = [stage for stage in STAGES if getattr(self.recipe, stage) is not None]
+        known = self.recipe.stages
         unknown = [stage for stage in stages if stage not in known]
         if unknown and tuple(stages) != STAGES:
             raise UsageError(f"this recipe has no stage {unknown[0]!r}: choose among {', '.join(known)}")
@@ -135,9 +135,9 @@ class Training:
         identity = self._identity(stage)
         if not self._begun(stage).exists():
             atomic_write_text(self._begun(stage), json.dumps(identity, indent=2))
-        run = {
+        run: dict[str, Callable[[], None]] = {
             "clip": self._clip, "prior": self._prior, "draft": self._draft,
-            "decoder": self._decoder, "upsampler": self._upsampler,
+            "decoder": self._decoder, **{name: partial(self._upsampler, name) for name in UPSAMPLERS},
         }  # fmt: skip
         run[stage]()
         atomic_write_text(self.run / stage / "done.json", json.dumps(identity, indent=2))
@@ -175,11 +175,10 @@ class Training:
         draft = self._file("draft") if self.recipe.draft else None
         train_decoder(stage, self.ground, dataset, self.run / "decoder", draft=draft)
 
-    def _upsampler(self) -> None:
-        stage = self.recipe.upsampler
-        assert stage is not None
+    def _upsampler(self, name: str) -> None:
+        stage: UpsamplerStage = getattr(self.recipe, name)
         dataset = self._reading(stage.config.image_size)
-        train_upsampler(stage, self.ground, dataset, self.run / "upsampler")
+        train_upsampler(stage, self.ground, dataset, self.run / name)
 
     # What the stages stand on
 
@@ -315,11 +314,11 @@ class Training:
         training = {"recipe": self.recipe.model_dump(mode="json"), "stages": origins}
         if self._holds(training):
             return self.out
-        upsampler = [self._file("upsampler")] if self.recipe.upsampler else []
+        upsamplers = [self._file(name) for name in UPSAMPLERS if name in self.recipe.stages]
         encoder = self.encoder
         if isinstance(encoder.model, CLIP):
             encoder = CLIPEncoder(encoder.model.without_side_tasks(), tokenizer=encoder.tokenizer)
-        pipeline = DALLe2(self._file("prior"), self._file("decoder"), encoder, upsampler_paths=upsampler)
+        pipeline = DALLe2(self._file("prior"), self._file("decoder"), encoder, upsampler_paths=upsamplers)
         card, named = training_card(self.recipe, origins), self.recipe.clip.encoder
         return save(pipeline, self.out, name=self.recipe.name, training=training, card=card, clip=named)
 

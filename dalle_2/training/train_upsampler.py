@@ -1,4 +1,4 @@
-"""The stage of the upsampler, on random crops of large pictures."""
+"""The stages of the upsamplers, on random crops of large pictures."""
 
 from pathlib import Path
 
@@ -11,10 +11,11 @@ from dalle_2.training.recipe import UpsamplerStage
 
 
 def train_upsampler(stage: UpsamplerStage, ground: Ground, dataset: AbsDataset, folder: Path) -> Path:
-    """Trains an upsampler on `dataset`, whose pictures have its size; leaves `upsampler.safetensors` in `folder`."""
+    """Trains an upsampler on `dataset`, whose pictures have its size; leaves its weight file in `folder`."""
     space = ground.image_space
     unet = stage.config.unet.model_copy(update={"z_dim": space.width})
     config = stage.config.model_copy(update={"space": space, "unet": unet})
     model = ground.built(lambda: Upsampler.from_config(config))
     images = EmbeddedImages(ground.store, dataset)
-    return ground.run(model, stage.run, images, folder, preview=preview_of(images))
+    preview = preview_of(images) if stage.run.preview_every else None  # eight pictures, which may be large ones
+    return ground.run(model, stage.run, images, folder, preview=preview)

@@ -77,6 +77,7 @@ class DALLe2Trainer:
     model: a Prior, Decoder, Upsampler or CLIP, that is, anything with `noised` and `loss`. model_type: its name.
     dataloader: gives clean pairs as dicts of tensors, an epoch an iteration. One with `at(images)`, as `Batches`, is
     endless and goes on at that image; any other, as PyTorch's DataLoader, is begun again and read as far as it was.
+    name: what the reporter calls the run, by default model_type.
     sampler: draws a decoder's or upsampler's sample grids, unless `preview` does: averaged model -> picture.
     save_dir: a folder or a URL ("s3://..."); the state of the run goes there, the log into the folder (of a URL: into
     a temporary one that goes with the trainer). log_interval: steps between two lines of the log. is_aws: see `Mirror`.
@@ -104,6 +105,7 @@ class DALLe2Trainer:
         settings: TrainerSettings | None = None,
         reporter: Reporter | None = None,
         preview: Callable[[nn.Module], Any] | None = None,
+        name: str | None = None,
     ) -> None:
         check_objective(model, model_type)
         check_table(model, noise_scheduler)
@@ -111,6 +113,7 @@ class DALLe2Trainer:
         if log_interval < 1:
             raise UsageError(f"log_interval must be at least 1 step, got {log_interval}")
         self.model, self.model_type, self.optimizer = model, model_type, optimizer
+        self.name = name or model_type
         self.noise_scheduler, self.sampler, self.dataloader = noise_scheduler, sampler, dataloader
         self.is_aws, self.log_interval = is_aws, log_interval
         self.settings = settings or TrainerSettings()
@@ -191,7 +194,7 @@ class DALLe2Trainer:
         """The one long function: draw, step, report, preview, save."""
         self.model.train()
         size = 0
-        self.reporter.start(self.model_type, self.images, until)
+        self.reporter.start(self.name, self.images, until)
         began, saved = time.monotonic(), time.monotonic()
         try:
             for batch in batches:
