@@ -21,9 +21,7 @@ def line_plot(series: Mapping[str, Sequence[Point]], title: str, x_label: str, y
     frame = Frame(math.log(min(xs)), math.log(max(xs)), low, high)
     for k in range(round((high - low) / step) + 1):
         _rule(draw, frame, low + k * step)
-    for x in sorted(set(xs)):
-        place = frame.place(x, low)
-        draw.text((place[0], place[1] + 8), f"{x:g}", "black", _font(), anchor="mt")
+    _numbers_below(draw, frame, sorted(set(xs)))
     _names_at(draw, frame, series)
     for colour, points in zip(COLOURS, series.values(), strict=False):
         places = [frame.place(*point) for point in sorted(points)]
@@ -50,7 +48,9 @@ class Frame:
 
 def round_range(low: float, high: float) -> tuple[float, float, float]:
     """A range of round numbers round the given one, and the step between its ticks."""
-    rough = max(high - low, 1e-9) / TICKS
+    if high - low < 1e-9:
+        low, high = low - 1, high + 1
+    rough = (high - low) / TICKS
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= rough)
     return math.floor(low / step) * step, math.ceil(high / step) * step, step
@@ -60,6 +60,16 @@ def _rule(draw: ImageDraw.ImageDraw, frame: Frame, y: float) -> None:
     height = frame.place(1.0, y)[1]
     draw.line((LEFT, height, SIZE[0] - RIGHT, height), GREY)
     draw.text((LEFT - 10, height), f"{y:g}", "black", _font(), anchor="rm")
+
+
+def _numbers_below(draw: ImageDraw.ImageDraw, frame: Frame, xs: Sequence[float]) -> None:
+    """The values of x, without those that would run into the one before."""
+    end = -math.inf
+    for x in xs:
+        across, down = frame.place(x, frame.y_low)
+        if across - 14 > end:
+            draw.text((across, down + 8), f"{x:g}", "black", _font(), anchor="mt")
+            end = across + 14
 
 
 def _names_at(draw: ImageDraw.ImageDraw, frame: Frame, series: Mapping[str, Sequence[Point]]) -> None:
