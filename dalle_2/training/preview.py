@@ -31,6 +31,7 @@ def sample_grid(model: nn.Module, batch: dict[str, Tensor], sampler: Sampler | N
         low_res = shrink(true, model.config.scale)
         rows = [enlarge(low_res, true.shape[-2:]), model.sample(z_img, low_res, sampler=sampler, seeds=seeds), true]
     else:
-        words = {"tokens": batch["tokens"][:PREVIEWS].to(device)} if "tokens" in batch else {}
+        reads = getattr(model, "caption", None) is not None
+        words = {"tokens": batch["tokens"][:PREVIEWS].to(device)} if reads else {}
         rows = [true, model.sample(z_img, sampler=sampler, seeds=seeds, **words)]  # type: ignore[operator]
     return grid([picture for row in rows for picture in to_pils(row.cpu())], columns=len(true))
