@@ -17,6 +17,7 @@ from dalle_2.models.draft import DraftConfig
 from dalle_2.models.layers.text_transformer import TextConfig
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.upsampler import UpsamplerConfig
+from dalle_2.training.paper import PAPER, PAPER_RECIPE
 from dalle_2.training.recipe import (
     ClipStage,
     DataSettings,
@@ -138,14 +139,17 @@ _FOLDER = override(
      "decoder.run.preview_every": 4_000, "upsampler.run.images": 4_000},
 )  # fmt: skip
 
-PRESETS = {recipe.name: recipe for recipe in (_TINY, _MICRO, _1024, _FOLDER)}
+PRESETS = {recipe.name: recipe for recipe in (_TINY, _MICRO, _1024, _FOLDER, PAPER_RECIPE)}
 
 
 def preset(name: str) -> Recipe:
-    """The recipe of that name. Raises UsageError naming the nearest one."""
+    """The recipe of that name; a single model of the paper stands for the whole. Raises UsageError naming the nearest."""
+    if name in PAPER:
+        return PAPER_RECIPE
     if name not in PRESETS:
-        close = get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(PRESETS)}, or give a TOML file"
+        known = [*PRESETS, *PAPER]
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}, or give a TOML file"
         raise UsageError(f"no preset is called {name!r}: {hint}")
     return PRESETS[name]
 
@@ -184,11 +188,15 @@ def flattened(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
 
 
 def on_folder(recipe: Recipe, folder: str | Path) -> Recipe:
-    """The recipe for a folder of captioned pictures, with a published CLIP if one is in the local cache."""
+    """The recipe for a folder of captioned pictures, with a published CLIP if one is in the local cache.
+
+    One that already names its CLIP was made for folders, and stays as it is.
+    """
+    source = DataSettings(source=folder_source(folder))
+    if recipe.clip.encoder is not None:
+        return recipe.model_copy(update={"name": Path(folder).resolve().name, "data": source})
     encoder = DEFAULT_CLIP if is_cached(DEFAULT_CLIP) else None
-    named = recipe.model_copy(
-        update={"name": Path(folder).resolve().name, "data": DataSettings(source=folder_source(folder))}
-    )
+    named = recipe.model_copy(update={"name": Path(folder).resolve().name, "data": source})
     return override(named, {**_OF_A_FOLDER, **_instead_of_a_draft(recipe), "clip.encoder": encoder})
 
 

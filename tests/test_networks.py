@@ -233,3 +233,17 @@ def test_pictures_that_do_not_fit_the_unet_are_refused() -> None:
         unet(low_res_channels=3)(noise(1, 3, 8, 8), noise(1, DIM), noise(1, 16))
     with pytest.raises(ConfigError, match="image_size 10 must be divisible by 4"):
         parse(DecoderConfig, {"image_size": 10, "unet": UNET | {"patch": 2}})
+
+
+def test_levels_joined_by_residual_blocks_halve_and_double_inside_them() -> None:
+    plain, residual = unet(), unet(resample="residual")
+    x, z, t_emb = noise(2, 3, 8, 8), noise(2, DIM, seed=1), noise(2, 16, seed=2)
+    assert residual(x, z, t_emb).shape == plain(x, z, t_emb).shape
+    down = next(block for block in residual.down if getattr(block, "residual", None) and block.residual.resample)
+    h = noise(2, 8, 8, 8, seed=3)
+    with torch.no_grad():
+        block = down.residual
+        inner = block.conv_in(F.avg_pool2d(F.silu(block.norm_in(h)), 2))
+        scale, shift = block.embed(t_emb)[:, :, None, None].chunk(2, dim=1)
+        inner = block.conv_out(F.silu(block.norm_out(inner) * (1 + scale) + shift))
+        assert torch.allclose(block(h, t_emb), F.avg_pool2d(h, 2) + inner, atol=1e-5)

@@ -1,8 +1,9 @@
 """`dalle2 train`: every stage of a recipe, or one."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +28,11 @@ def train(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe as JSON and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what training would take, in numbers, memory and days, and stop.")
+    ] = False,
+    hardware: Annotated[str, typer.Option(help="For --dry-run: v100, rtx4090, tpu-v4, a100, h100 or h200.")] = "a100",
+    devices: Annotated[int, typer.Option(min=1, help="For --dry-run: how many of them.")] = 1,
 ) -> None:
     """Train a pipeline, or one stage of it.
 
@@ -35,10 +41,16 @@ def train(
     """
     stages, names = split_stages(what or [])
     from dalle_2.presets import resolve
+    from dalle_2.training.paper import PAPER
 
     recipe = resolve(names, data=data, changes=changes or [], scale=scale)
+    if names and names[0] in PAPER:  # one column of the paper's table
+        stages = (PAPER[names[0]].stage,)
     if show:
         typer.echo(recipe.model_dump_json(indent=2))
+        return
+    if dry_run:
+        typer.echo(estimated(recipe, stages, hardware, devices))
         return
 
     from dalle_2.models.placement import choose_device
@@ -65,6 +77,20 @@ def train(
         # Whoever wants no progress still wants to know that pictures are missing.
         if training.skipped:
             typer.echo(f"warning: {training.skipped}", err=True)
+
+
+def estimated(recipe: Any, stages: Sequence[str], hardware: str, devices: int) -> str:
+    """What training those stages would take, as a table; models of the paper beside the paper's own figures."""
+    from dalle_2.training import dry_run
+    from dalle_2.training.paper import PAPER, PAPER_RECIPE
+
+    names = {stated.stage: name for name, stated in PAPER.items()} if recipe.name == PAPER_RECIPE.name else {}
+    counted = [stage for stage in dry_run.countable(recipe) if stage in stages]
+    if not counted:
+        raise UsageError(f"this recipe trains {', '.join(dry_run.countable(recipe))}, none of {', '.join(stages)}")
+    runs = {names.get(stage, stage): dry_run.dry_run(recipe, stage) for stage in counted}
+    stated = {name: PAPER[name].parameters for name in runs if name in PAPER}
+    return dry_run.table(runs, stated, hardware, devices)
 
 
 def default_lanes(device: str) -> int:

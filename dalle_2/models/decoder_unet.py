@@ -120,7 +120,7 @@ class Block(nn.Module):
         embedding: Float[Tensor, "b e"],
         context: Float[Tensor, "b m e"] | None,
         valid: Bool[Tensor, "b m"] | None = None,
-    ) -> Float[Tensor, "b c2 h w"]:
+    ) -> Float[Tensor, "b c2 h2 w2"]:
         x = self.residual(x, embedding)
         if self.attention is None:
             return x

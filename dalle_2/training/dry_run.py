@@ -1,6 +1,6 @@
 """What a training would take, without training: parameters, operations, memory, days."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,49 +10,54 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle_2.errors import UsageError
-from dalle_2.models.layers.text_transformer import TextTransformer
-from dalle_2.training.paper import parameters
-from dalle_2.training.recipe import RunSettings
+from dalle_2.models.clip import CLIP
+from dalle_2.models.decoder import Decoder
+from dalle_2.models.draft import Draft
+from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
+from dalle_2.models.prior import Prior
+from dalle_2.models.upsampler import Upsampler
+from dalle_2.training.recipe import RGB, ClipStage, DecoderStage, Recipe, RunSettings
 
 # Peak rates of one device, in floating-point operations a second (bfloat16, dense), from the makers' data sheets.
 HARDWARE: Mapping[str, float] = {
     "v100": 125e12,
     "rtx4090": 165e12,
+    "tpu-v4": 275e12,
     "a100": 312e12,
     "h100": 989e12,
     "h200": 989e12,
-    "tpu-v4": 275e12,
 }
 UTILISATION = 0.4  # what a well-tuned training reaches of that
 BACKWARD = 2  # the backward pass costs twice the forward one
-BYTES = 4  # of a number; weights, their gradients and the optimiser's two averages are in float32
+BYTES = 4  # of a number; weights, their gradients and the optimiser's averages are in float32
 SECONDS_A_DAY = 86_400
+PUBLISHED_DIM = 1024  # numbers of an embedding, where a published CLIP is only named: those of ViT-H
 
 
 @dataclass(frozen=True)
 class DryRun:
     """One stage. flops: of a training step, a picture. activations: bytes that a picture's forward pass keeps."""
 
-    name: str
+    stage: str
     parameters: int
     trained: int
     flops: float
     activations: int
     run: RunSettings
-    stated: str = ""
 
     @property
-    def weights_bytes(self) -> int:
-        """Weights, average, gradients and two moments."""
-        return BYTES * (self.parameters * (2 if self.run.ema_halflife else 1) + 3 * self.trained)
+    def state_bytes(self) -> int:
+        """Weights, their average, gradients and two moments."""
+        copies = 2 if self.run.ema_halflife else 1
+        return BYTES * (copies * self.parameters + 3 * self.trained)
 
-    def batch_bytes(self, batch: int | None = None) -> int:
-        """What a step takes for so many pictures, by default a micro-batch of the run."""
-        size = batch or self.run.batch // self.run.accumulate
-        return self.weights_bytes + size * self.activations
+    def batch_bytes(self, pictures: int) -> int:
+        """What a step takes for so many pictures at once."""
+        return self.state_bytes + pictures * self.activations
 
     def days(self, rate: float, devices: int = 1, utilisation: float = UTILISATION) -> float:
-        """How long the run takes on devices of that peak rate."""
+        """How long the whole run takes on devices of that peak rate."""
         return self.run.images * self.flops / (rate * devices * utilisation) / SECONDS_A_DAY
 
 
@@ -63,33 +68,138 @@ def hardware_rate(name: str) -> float:
     return HARDWARE[name.lower()]
 
 
-def dry_run(name: str, model: nn.Module, run: RunSettings, stated: str = "") -> DryRun:
-    """Counts a model that lies on the meta device, on a batch of one."""
+def dry_run(recipe: Recipe, stage: str) -> DryRun:
+    """Counts one stage of a recipe on a batch of one, with shapes and no memory.
+
+    A published CLIP is not opened: its embeddings are taken to have the 1024 numbers of ViT-H.
+    """
+    with torch.device("meta"):
+        model = untrained(recipe, stage)
     with watched(model) as seen, FlopCounterMode(display=False) as counter:
         forward_once(model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    flops = (1 + BACKWARD) * counter.get_total_flops()
-    return DryRun(name, parameters(model), trained, float(flops), sum(seen), run, stated)
+    flops = float((1 + BACKWARD) * counter.get_total_flops())
+    return DryRun(stage, parameters(model), trained, flops, sum(seen), getattr(recipe, stage).run)
 
 
-def forward_once(model: Any) -> Tensor:
-    """The network's answer to one row of the shapes that it is trained on, with a caption as long as the context."""
+def parameters(model: nn.Module) -> int:
+    """How many numbers a model holds."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def countable(recipe: Recipe) -> tuple[str, ...]:
+    """The stages that are trained: a published CLIP is only read."""
+    return tuple(stage for stage in recipe.stages if not (stage == "clip" and recipe.clip.encoder))
+
+
+# Models as training would build them
+
+
+def untrained(recipe: Recipe, stage: str) -> nn.Module:
+    """The model of a stage, with what follows from the stages before it filled in."""
+    builders: Mapping[str, Callable[[Recipe], nn.Module]] = {
+        "clip": lambda whole: CLIP(whole.clip.config),
+        "prior": _prior,
+        "draft": _draft,
+        "decoder": _decoder,
+        "upsampler": lambda whole: _upsampler(whole, "upsampler"),
+        "upsampler_2": lambda whole: _upsampler(whole, "upsampler_2"),
+    }
+    if stage not in builders:
+        raise UsageError(f"a dry run knows {', '.join(builders)}, got {stage!r}")
+    return builders[stage](recipe)
+
+
+def _prior(recipe: Recipe) -> nn.Module:
+    stage, dim = recipe.prior, _dim(recipe)
+    text = _text(stage.caption, stage.text, recipe.clip)
+    filled = {"dim": dim, "caption": text, "space": _space(recipe)}
+    return Prior(config=stage.config.model_copy(update=filled))
+
+
+def _draft(recipe: Recipe) -> nn.Module:
+    assert recipe.draft is not None
+    return Draft(recipe.draft.config.model_copy(update={"z_dim": _width(recipe)}))
+
+
+def _decoder(recipe: Recipe) -> nn.Module:
+    stage = recipe.decoder
+    text = _text(stage.caption, stage.text, recipe.clip)
+    width = _width(recipe)
+    sizes = {"z_dim": width, "text_dim": text.width if text else 0, "low_res_channels": RGB if recipe.draft else 0}
+    draft = recipe.draft.config.model_copy(update={"z_dim": _width(recipe)}) if recipe.draft else None
+    filled = {"unet": stage.config.unet.model_copy(update=sizes), "caption": text, "draft": draft}
+    model = Decoder(config=stage.config.model_copy(update=filled))
+    return _frozen(model, stage)
+
+
+def _frozen(model: Decoder, stage: DecoderStage) -> Decoder:
+    """A draft, and CLIP's own text transformer, are not trained along."""
+    if model.draft is not None:
+        model.draft.requires_grad_(False)
+    if model.caption is not None and stage.caption == "clip":
+        model.caption.requires_grad_(False)
+    return model
+
+
+def _upsampler(recipe: Recipe, name: str) -> nn.Module:
+    config = getattr(recipe, name).config
+    unet = config.unet.model_copy(update={"z_dim": _width(recipe)})
+    return Upsampler(config=config.model_copy(update={"unet": unet}))
+
+
+def _text(reader: str | None, sizes: TextConfig, clip: ClipStage) -> TextConfig | None:
+    if reader is None:
+        return None
+    return clip.config.text if reader == "clip" else sizes
+
+
+def _dim(recipe: Recipe) -> int:
+    return PUBLISHED_DIM if recipe.clip.encoder else recipe.clip.config.embed_dim
+
+
+def _width(recipe: Recipe) -> int:
+    return min(_dim(recipe), recipe.directions or _dim(recipe))
+
+
+def _space(recipe: Recipe) -> EmbeddingSpace:
+    """A space of as many directions as the recipe keeps; which ones is of no matter here."""
+    dim, width = _dim(recipe), _width(recipe)
+    rows = tuple(tuple(float(k == row) for k in range(dim)) for row in range(width))
+    return EmbeddingSpace(dim=dim, basis=rows if width < dim else None)
+
+
+# One row through a network
+
+
+def forward_once(model: Any) -> None:
+    """One row of the shapes that a model is trained on, with a caption as long as the context."""
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(1, *shape, device="meta")
 
     words = _words(model.caption) if getattr(model, "caption", None) is not None else {}
-    if model.kind == "prior":
-        return model.network(empty(model.config.dim), empty(model.space.width), empty(model.config.width), **words)
-    unet = model.config.unet
-    size = getattr(model.config, "crop", None) or model.config.image_size
-    channels = {"low_res": unet.low_res_channels, "known": unet.known_channels}
-    pictures = {name: empty(count, size, size) for name, count in channels.items() if count}
-    return model.network(empty(3, size, size), empty(unet.z_dim), empty(unet.t_dim), **pictures, **words)
+    if model.kind == "clip":
+        model.vision(empty(3, model.image_size, model.image_size))
+        model.text.states(_tokens(model.config.text))
+    elif model.kind == "prior":
+        model.network(empty(model.config.dim), empty(model.space.width), empty(model.config.width), **words)
+    elif model.kind == "draft":
+        model(empty(model.config.z_dim))
+    else:
+        unet = model.config.unet
+        size = getattr(model.config, "crop", None) or model.config.image_size
+        channels = {"low_res": unet.low_res_channels, "known": unet.known_channels}
+        pictures = {name: empty(count, size, size) for name, count in channels.items() if count}
+        model.network(empty(3, size, size), empty(unet.z_dim), empty(unet.t_dim), **pictures, **words)
+
+
+def _tokens(text: TextConfig) -> Tensor:
+    return torch.empty(1, text.context_length, dtype=torch.long, device="meta")
 
 
 def _words(text: TextTransformer) -> dict[str, Tensor]:
-    tokens = torch.empty(1, text.config.context_length, dtype=torch.long, device="meta")
+    tokens = _tokens(text.config)
     return {"states": text.states(tokens), "valid": torch.empty(tokens.shape, dtype=torch.bool, device="meta")}
 
 
@@ -111,16 +221,20 @@ def watched(model: nn.Module) -> Iterator[list[int]]:
             handle.remove()
 
 
-def table(runs: list[DryRun], hardware: str, devices: int) -> str:
-    """Markdown, one row a stage."""
+# Telling
+
+
+def table(runs: Mapping[str, DryRun], stated: Mapping[str, str], hardware: str, devices: int) -> str:
+    """Markdown, one row a stage. runs: by the name that is shown; stated: the paper's own numbers of parameters."""
     rate = hardware_rate(hardware)
-    head = ["stage", "parameters", "stated", "FLOPs a picture", "pictures", "batch", "memory, one picture a device"]
-    head += [f"days on {devices} × {hardware}"]
+    if devices < 1:
+        raise UsageError(f"devices must be at least 1, got {devices}")
+    head = ["", "parameters", *(["in the paper"] if stated else []), "FLOPs a picture", "pictures", "batch"]
+    head += ["GiB for 1 picture", "GiB for 32", f"days on {devices} {hardware.lower()}"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for one in runs:
-        cells = [
-            one.name, f"{one.parameters:,}", one.stated or "–", f"{one.flops:.3g}", f"{one.run.images:,}",
-            f"{one.run.batch:,}", f"{one.batch_bytes(1) / 2**30:.1f} GiB", f"{one.days(rate, devices):.2g}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+    for name, one in runs.items():
+        cells = [name, f"{one.parameters:,}", *([stated.get(name, "–")] if stated else []), f"{one.flops:.3g}"]
+        cells += [f"{one.run.images:,}", f"{one.run.batch:,}"]
+        cells += [f"{one.batch_bytes(count) / 2**30:.1f}" for count in (1, 32)]
+        lines.append("| " + " | ".join([*cells, f"{one.days(rate, devices):.2g}"]) + " |")
     return "\n".join(lines)

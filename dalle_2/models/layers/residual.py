@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
-    ) -> Float[Tensor, "b c2 h w"]:
+    ) -> Float[Tensor, "b c2 h2 w2"]:
         """`embedding` has already passed through SiLU: one activation serves every block."""
         h = F.silu(self.norm_in(x))
         if self.resample is not None:

@@ -1,0 +1,114 @@
+"""The paper's models at their own size, on the meta device, and what training them would take."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dalle_2.cli.main import main
+from dalle_2.errors import UsageError
+from dalle_2.models.decoder import Decoder
+from dalle_2.models.prior import Prior
+from dalle_2.presets import on_folder, preset
+from dalle_2.training.dry_run import DryRun, dry_run, hardware_rate, parameters, untrained
+from dalle_2.training.paper import CLIP_H, PAPER, PAPER_RECIPE
+from dalle_2.training.recipe import RunSettings
+
+# Exact numbers from the table's widths, beside what the paper rounds them to.
+COUNTS = {
+    "paper-prior-diffusion": 1_329_479_680,
+    "paper-decoder-64": 3_566_582_278,
+    "paper-upsampler-256": 730_769_347,
+    "paper-upsampler-1024": 282_798_211,
+}
+ROUNDED = {"1 B": 1e9, "3.5 B": 3.5e9, "700 M": 7e8, "300 M": 3e8}
+
+
+def on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return untrained(PAPER_RECIPE, PAPER[name].stage)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_every_model_of_the_paper_has_its_number_of_parameters(name: str) -> None:
+    assert parameters(on_meta(name)) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", ["paper-decoder-64", "paper-upsampler-256"])
+def test_decoder_and_first_upsampler_come_within_five_per_cent(name: str) -> None:
+    assert COUNTS[name] == pytest.approx(ROUNDED[PAPER[name].parameters], rel=0.05)
+
+
+def test_the_widths_are_those_of_the_table() -> None:
+    prior, decoder = on_meta("paper-prior-diffusion"), on_meta("paper-decoder-64")
+    assert isinstance(prior, Prior)
+    assert isinstance(decoder, Decoder)
+    assert (prior.config.width, prior.config.depth, prior.config.heads) == (2048, 24, 32)
+    text = decoder.config.caption
+    assert text is not None
+    assert (text.width, text.depth, text.heads, text.context_length) == (2048, 24, 32, 256)
+    unet = decoder.config.unet
+    assert (unet.channels, unet.multiples, unet.blocks, unet.context_tokens) == (512, (1, 2, 3, 4), 3, 4)
+    assert [64 // 2**level for level in unet.attention] == [32, 16, 8]
+    assert (decoder.config.drop, decoder.config.caption_drop) == (0.1, 0.5)
+    for name in ("upsampler", "upsampler_2"):
+        config = getattr(PAPER_RECIPE, name).config
+        assert config.crop == config.image_size // 4
+        assert config.unet.attention == ()
+
+
+def test_optimisers_are_those_of_the_table() -> None:
+    prior, decoder = PAPER_RECIPE.prior.run, PAPER_RECIPE.decoder.run
+    assert (prior.lr, prior.batch, prior.images // prior.batch) == (1.1e-4, 4096, 600_000)
+    assert (prior.betas, prior.eps, prior.weight_decay) == ((0.9, 0.96), 1e-6, 6e-2)
+    assert (decoder.lr, decoder.batch, decoder.images // decoder.batch) == (1.2e-4, 2048, 800_000)
+    assert decoder.ema_halflife is not None
+    decay = 0.5 ** (decoder.batch / decoder.ema_halflife)
+    assert decay == pytest.approx(0.9999, abs=1e-8)
+
+
+def test_operations_are_counted_forward_and_twice_back() -> None:
+    """The prior is nearly all transformer: two operations a weight and token, three times."""
+    run = dry_run(PAPER_RECIPE, "prior")
+    tokens = 256 + 4
+    by_hand = 3 * 2 * tokens * 24 * 12 * 2048**2
+    assert run.flops == pytest.approx(by_hand, rel=0.15)
+    assert run.activations > tokens * 2048 * 4 * 24
+
+
+def test_memory_and_days_follow_from_their_parts() -> None:
+    run = DryRun("x", 1000, 800, 6e9, 50, RunSettings(images=10_000, batch=8, ema_halflife=5.0))
+    assert run.batch_bytes(3) == 4 * (2 * 1000 + 3 * 800) + 150
+    assert run.days(1e12, devices=2, utilisation=0.5) == pytest.approx(10_000 * 6e9 / 1e12 / 86_400)
+    assert math.isclose(run.days(1e12), run.days(1e12, 4) * 4)
+
+
+@pytest.mark.parametrize("stage", ["clip", "prior", "draft", "decoder", "upsampler"])
+def test_any_recipe_can_be_counted(stage: str) -> None:
+    run = dry_run(preset("shapes-tiny"), stage)
+    assert run.flops > run.parameters
+    assert run.trained <= run.parameters
+    assert (run.trained < run.parameters) == (stage == "decoder")  # its draft is trained before
+
+
+def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "paper-upsampler-1024", "--dry-run", "--hardware", "h100", "--devices", "64"]) == 0
+    out = capsys.readouterr().out
+    assert "| paper-upsampler-1024 | 282,798,211 | 300 M |" in out
+    assert "days on 64 h100" in out
+    assert main(["train", "draft", "shapes-tiny", "--dry-run"]) == 0
+    assert "| draft |" in capsys.readouterr().out
+    assert main(["train", "paper-decoder-46", "--dry-run"]) == 2
+    assert "did you mean 'paper-decoder-64'?" in capsys.readouterr().err
+    assert main(["train", "paper-upsampler-256", "--dry-run", "--hardware", "abacus"]) == 2
+    assert "no figures for 'abacus': there are v100" in capsys.readouterr().err
+
+
+def test_the_paper_keeps_its_clip_and_its_steps_on_a_folder() -> None:
+    recipe = on_folder(preset("paper-decoder-64"), "pictures")
+    assert recipe.clip.encoder == CLIP_H
+    assert recipe.decoder.config.steps == 250
+    assert recipe.data.source.endswith("pictures")
+    with pytest.raises(UsageError, match="no figures for"):
+        hardware_rate("")
