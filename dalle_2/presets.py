@@ -143,7 +143,7 @@ PRESETS = {recipe.name: recipe for recipe in (_TINY, _MICRO, _1024, _FOLDER, PAP
 
 
 def preset(name: str) -> Recipe:
-    """The recipe of that name; a single model of the paper stands for the whole. Raises UsageError naming the nearest."""
+    """The recipe of that name; one model of the paper stands for all of them. Raises UsageError naming the nearest."""
     if name in PAPER:
         return PAPER_RECIPE
     if name not in PRESETS:
