@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from einops import rearrange
@@ -15,222 +14,25 @@ from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.images import to_pils
 from dalle_2.models.candidates import best, scores
 from dalle_2.models.captions import Caption
-from dalle_2.models.checkpoints import load_model
-from dalle_2.models.decoder import Decoder, Known, require_eta
-from dalle_2.models.diffusion import Diffusion
-from dalle_2.models.fit import Encoder, check_fit, check_sizes, check_width
+from dalle_2.models.decoder import Known
+from dalle_2.models.fit import check_fit, check_sizes, check_width
 from dalle_2.models.modes import evaluating
-from dalle_2.models.placement import choose_device, choose_dtype, lies_on
-from dalle_2.models.prior import Prior
-from dalle_2.models.stages import (
-    StageDefaults,
-    StageSettings,
-    named,
-    of_stage,
-    seed_rows,
-    settled,
-    upsampled,
-    upscaling,
-)
+from dalle_2.models.parts import Parts, SamplerNames
+from dalle_2.models.stages import StageSettings, named, seed_rows, settled, upscaling
 from dalle_2.models.upsampler import Upsampler
-from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.inversion import invert
-from dalle_2.sampling.sampler import Sampler, Step
-from dalle_2.sampling.samplers import sampler as sampler_named
+from dalle_2.sampling.sampler import Step
 from dalle_2.text.prompts import check_prompts, negative_rows
 
 REFINED = 1  # fixed-point iterations a step of inversion: without them the way back ends beside the picture
 
 OnStep: TypeAlias = Callable[[str, Step], None]
 Draw: TypeAlias = Callable[[], Tensor]
-SamplerNames: TypeAlias = str | Mapping[str, str] | None  # of every diffusion stage, or by stage
 
 
-# A part is given as it is, as its weight file, or as something that makes it when it is first needed.
-Source: TypeAlias = nn.Module | str | Path | Callable[[], nn.Module]
-EncoderSource: TypeAlias = Encoder | Callable[[], Encoder]
-
-
-class DALLe2:
-    """Prompts to pictures. Parts are loaded when first needed, and each may be replaced by assignment.
-
-    prior_path, decoder_path, upsampler_paths: weight files, or models. Without a prior the text embedding
-        goes straight to the decoder; without upsamplers the decoder's picture is the result.
-    clip_encoder: by default `CLIPEncoder()`.
-    prior_sampler, decoder_sampler: used unless a call names another one; by default DDIM with each part's own noise
-        table.
-    device, dtype: names, or PyTorch's objects. Weights stay in float32; with a smaller dtype the networks run
-        under autocast.
-    defaults, name, fingerprint: what a pipeline folder says of itself.
-
-    A model that is given rather than loaded is moved to `device`, and otherwise left as it is.
-    """
-
-    def __init__(
-        self,
-        prior_path: Source | None = None,
-        decoder_path: Source | None = None,
-        clip_encoder: EncoderSource | None = None,
-        prior_sampler: Sampler | None = None,
-        decoder_sampler: Sampler | None = None,
-        *,
-        upsampler_paths: Sequence[Source] = (),
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
-        defaults: StageDefaults | None = None,
-        name: str = "",
-        fingerprint: str = "",
-    ) -> None:
-        self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, self.device)
-        self._prior, self._decoder, self._clip_encoder = prior_path, decoder_path, clip_encoder
-        self._upsamplers = list(upsampler_paths)
-        self.prior_sampler, self.decoder_sampler = prior_sampler, decoder_sampler
-        self.defaults = defaults or StageDefaults()
-        self.name, self.fingerprint = name, fingerprint
-
-    # Parts
-
-    @property
-    def clip_encoder(self) -> Encoder:
-        """The CLIP that all other parts were trained with."""
-        if not isinstance(self._clip_encoder, Encoder):
-            self._clip_encoder = self._clip_encoder() if self._clip_encoder else _default_encoder(self.device)
-        return self._clip_encoder
-
-    @clip_encoder.setter
-    def clip_encoder(self, encoder: EncoderSource | None) -> None:
-        self._clip_encoder = encoder
-
-    @property
-    def prior(self) -> Prior | None:
-        """Text embeddings to image embeddings; None for a pipeline that has none."""
-        if self._prior is not None:
-            self._prior = self._loaded(self._prior, "prior")
-        return self._prior  # type: ignore[return-value]
-
-    @prior.setter
-    def prior(self, prior: Source | None) -> None:
-        self._prior = prior
-
-    @property
-    def decoder(self) -> Decoder:
-        """Image embeddings to pictures. Raises UsageError if the pipeline was built without one."""
-        if self._decoder is None:
-            raise UsageError("this pipeline has no decoder: give decoder_path, a weight file or a Decoder")
-        self._decoder = self._loaded(self._decoder, "decoder")
-        return self._decoder  # type: ignore[return-value]
-
-    @decoder.setter
-    def decoder(self, decoder: Source | None) -> None:
-        self._decoder = decoder
-
-    @property
-    def upsamplers(self) -> tuple[Upsampler, ...]:
-        """Small pictures to larger ones, in the order they are used."""
-        self._upsamplers = [self._loaded(source, "upsampler") for source in self._upsamplers]
-        return tuple(self._upsamplers)  # type: ignore[arg-type]
-
-    @upsamplers.setter
-    def upsamplers(self, upsamplers: Sequence[Source]) -> None:
-        self._upsamplers = list(upsamplers)
-
-    def _loaded(self, source: Source, kind: str) -> nn.Module:
-        if isinstance(source, nn.Module):
-            return source if lies_on(source, self.device) else source.to(self.device)
-        model = load_model(source, kind) if isinstance(source, str | Path) else source()
-        return model.to(self.device).eval().requires_grad_(False)
-
-    @property
-    def size(self) -> int:
-        """Height and width of the finished pictures, in pixels."""
-        return (self.upsamplers or (self.decoder,))[-1].config.image_size
-
-    @property
-    def micro_batch(self) -> int:
-        """How many pictures are made at a time unless a call says otherwise."""
-        return 4 if self.device.type == "cpu" else 32
-
-    # Stages
-
-    def stages(self, *, use_prior: bool = True, last_stage: str | None = None) -> dict[str, Diffusion]:
-        """The diffusion stages of a run by name, in order: "prior", "decoder", "upsampler-256".
-
-        Raises UsageError for a last stage that doesn't exist or makes no picture.
-        """
-        prior = self.prior if use_prior else None
-        pictures: dict[str, Diffusion] = {"decoder": self.decoder, **named(self.upsamplers)}
-        last = last_stage or list(pictures)[-1]
-        if last not in pictures:
-            raise UsageError(f"no stage {last!r} makes pictures here: say {' or '.join(pictures)}")
-        wanted = list(pictures)[: list(pictures).index(last) + 1]
-        return ({"prior": prior} if prior else {}) | {name: pictures[name] for name in wanted}
-
-    def settings(
-        self,
-        steps: int | None = None,
-        eta: float = 0.0,
-        *,
-        guidance: float | Mapping[str, float] | None = None,
-        stage_steps: Mapping[str, int] | None = None,
-        use_prior: bool = True,
-        last_stage: str | None = None,
-        candidates: int | None = None,
-        sampler: SamplerNames = None,
-        text_guidance: float | None = None,
-        thresholding: Threshold | None = None,
-        noise_level: int | None = None,
-        tile: int | None = None,
-        overlap: int | None = None,
-    ) -> dict[str, StageSettings]:
-        """What `generate` would run with the same arguments, by stage.
-
-        Loads the parts and checks that they fit. Raises UsageError for all that `generate` would refuse.
-        """
-        require_eta(eta)
-        stages = self.stages(use_prior=use_prior, last_stage=last_stage)
-        check_fit(self.clip_encoder, stages)
-        scales = {"decoder": float(guidance)} if isinstance(guidance, int | float) else dict(guidance or {})
-        own_steps = dict(stage_steps or {})
-        self._check_names(scales, own_steps)
-        settings = {}
-        for name, model in stages.items():
-            wish = of_stage(own_steps, name, steps), of_stage(scales, name, None)
-            drawn = candidates if name == "prior" else None
-            chosen = self.sampler_of(name, model, sampler)
-            settings[name] = settled(name, model, self.defaults, wish[0], eta, wish[1], drawn, chosen)
-            if isinstance(model, Upsampler):
-                settings[name] = upsampled(settings[name], model, noise_level, tile, overlap)
-        self._check_reads(text_guidance)
-        drawing = replace(settings["decoder"], text_guidance=text_guidance, thresholding=thresholding)
-        return settings | {"decoder": drawing}
-
-    def _check_reads(self, text_guidance: float | None) -> None:
-        if text_guidance is not None and self.decoder.caption is None:
-            raise UsageError("text_guidance is for a decoder that reads captions, and this pipeline's reads none")
-
-    def sampler_of(self, stage: str, model: Diffusion, names: SamplerNames = None) -> Sampler:
-        """The sampler that a stage runs with: the one named, else the one given at the start, else DDIM.
-
-        Raises UsageError for a name that is none, with the nearest one, and for a stage that the pipeline can't have.
-        """
-        if isinstance(names, Mapping):
-            self._check_names(names)
-        name = of_stage(names, stage, None) if isinstance(names, Mapping) else names
-        given = {"prior": self.prior_sampler, "decoder": self.decoder_sampler}.get(stage)
-        if given is not None and name in (None, given.name):
-            return given
-        return sampler_named(name or DDIMSampler.name, model.noise_scheduler)
-
-    def _check_names(self, *given: Mapping[str, Any]) -> None:
-        """Settings may name stages that this run leaves out, but none that the pipeline can't have."""
-        known = ["prior", "decoder", *named(self.upsamplers)]
-        wrong = [name for values in given for name in values if name not in (*known, "upsampler")]
-        if wrong:
-            raise UsageError(f"this pipeline has no stage {wrong[0]!r}: its stages are {', '.join(known)}")
-
-    # Running
+class DALLe2(Parts):
+    """Prompts to pictures. What it is made of, and its constructor, stand in `Parts`."""
 
     def generate(
         self,
@@ -558,12 +360,6 @@ class DALLe2:
                 "or its guidance is far too strong"
             )
         return x.float()
-
-
-def _default_encoder(device: torch.device) -> Encoder:
-    from dalle_2.models.clip_encoding import CLIPEncoder
-
-    return CLIPEncoder(device=device)
 
 
 def _watch(stage: str, on_step: OnStep | None) -> Callable[[Step], None] | None:
