@@ -229,7 +229,7 @@ def drafts_of(decoder: Path) -> dict[str, torch.Tensor]:
 def test_a_decoder_does_not_go_on_with_another_draft(trained: Path) -> None:
     shutil.rmtree(trained / "run" / "draft")
     said = train(trained, "decoder", "shapes-micro")
-    assert (said.status, "the decoder works on a draft: run `dalle2 train draft`" in said.err) == (2, True)
+    assert (said.status, "decoder goes on from the draft: run `dalle2 train draft`" in said.err) == (2, True)
     other = ["shapes-micro", "--set", "draft.run.lr=0.5"]
     assert train(trained, "draft", *other).status == 0
     said = train(trained, "decoder", *other)

@@ -164,11 +164,13 @@ class DALLe2(Parts):
 
         captions: for a decoder that reads them, one a picture; others take no notice of them. start, strength: x_T, or
         pictures to be drawn over, as in `Decoder.sample`; by default noise from the seeds. known: what the pictures
-        must keep. Raises UsageError for embeddings of another width.
+        must keep, for which the pipeline's inpainting decoder is taken if it has one. Raises UsageError for embeddings
+        of another width.
         """
-        check_width(z_img, self.decoder.space, "decoder")
-        chosen = self.sampler_of("decoder", self.decoder, sampler)
-        run = settled("decoder", self.decoder, self.defaults, steps, eta, guidance, sampler=chosen)
+        decoder = self.decoder if known is None else self.painter
+        check_width(z_img, decoder.space, "decoder")
+        chosen = self.sampler_of("decoder", decoder, sampler)
+        run = settled("decoder", decoder, self.defaults, steps, eta, guidance, sampler=chosen)
         self._check_reads(text_guidance)
         run = replace(run, text_guidance=text_guidance)
         caption = self._captions(check_prompts(captions)) if captions is not None else None
@@ -267,7 +269,8 @@ class DALLe2(Parts):
         return Caption(self._encode_text(list(prompts)), self._tokens(list(prompts)))
 
     def _tokens(self, prompts: list[str]) -> Int[Tensor, "n l"] | None:
-        if not any(getattr(part, "caption", None) is not None for part in (self.prior, self._decoder)):
+        parts = (self.prior, self._decoder, *self._alternatives.values())
+        if not any(getattr(part, "caption", None) is not None for part in parts):
             return None
         return self.clip_encoder.tokenizer(prompts).to(self.device)  # type: ignore[attr-defined]
 
@@ -320,18 +323,19 @@ class DALLe2(Parts):
         strength: float | None = None,
         known: Known | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
-        reads = self.decoder.caption is not None
+        decoder = self.decoder if known is None else self.painter
+        reads = decoder.caption is not None
 
         def draw() -> Tensor:
-            return self.decoder.sample(
-                z_img, run.steps, run.eta, sampler=self.sampler_of("decoder", self.decoder, run.sampler),
+            return decoder.sample(
+                z_img, run.steps, run.eta, sampler=self.sampler_of("decoder", decoder, run.sampler),
                 guidance=run.guidance, text_guidance=run.text_guidance, thresholding=run.thresholding,
                 tokens=caption.tokens if caption and reads else None,
                 negative=negative.tokens if negative and reads else None,
                 start=start, strength=strength, known=known, seeds=seeds, on_step=_watch("decoder", on_step),
             )  # fmt: skip
 
-        return self._finite("decoder", self.decoder, draw)
+        return self._finite("decoder", decoder, draw)
 
     def _enlarged(
         self, name: str, upsampler: Upsampler, x: Tensor, z_img: Tensor,

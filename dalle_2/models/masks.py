@@ -15,7 +15,7 @@ def random_holes(rows: int, size: int, generator: torch.Generator) -> Bool[Tenso
     """
     draw = torch.rand(rows, 6, generator=generator)
     sides = LEAST + (MOST - LEAST) * draw[:, :2]
-    corners = draw[:, 2:4] * (1 + sides) - sides / 2  # a hole may reach over the border
+    corners = draw[:, 2:4] - sides / 2  # its middle lies in the picture, and it may reach over the border
     ticks = (torch.arange(size) + 0.5) / size
     across = [(ticks - corners[:, k, None]) / sides[:, k, None] * 2 - 1 for k in range(2)]
     y, x = across[0][:, :, None], across[1][:, None, :]

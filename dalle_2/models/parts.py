@@ -22,6 +22,9 @@ from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.sampler import Sampler
 from dalle_2.sampling.samplers import sampler as sampler_named
 
+PAINTER = "decoder-inpaint"
+ALTERNATIVES = {PAINTER: "decoder"}  # roles of parts beside the usual ones, and what their files hold
+
 SamplerNames: TypeAlias = str | Mapping[str, str] | None  # of every diffusion stage, or by stage
 
 # A part is given as it is, as its weight file, or as something that makes it when it is first needed.
@@ -37,6 +40,7 @@ class Parts:
     clip_encoder: by default `CLIPEncoder()`.
     prior_sampler, decoder_sampler: used unless a call names another one; by default DDIM with each part's own noise
         table.
+    alternatives: further parts by role: "decoder-inpaint", a decoder that was trained to fill holes.
     device, dtype: names, or PyTorch's objects. Weights stay in float32; with a smaller dtype the networks run
         under autocast.
     defaults, name, fingerprint: what a pipeline folder says of itself.
@@ -53,6 +57,7 @@ class Parts:
         decoder_sampler: Sampler | None = None,
         *,
         upsampler_paths: Sequence[Source] = (),
+        alternatives: Mapping[str, Source] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         defaults: StageDefaults | None = None,
@@ -63,6 +68,7 @@ class Parts:
         self.dtype = choose_dtype(dtype, self.device)
         self._prior, self._decoder, self._clip_encoder = prior_path, decoder_path, clip_encoder
         self._upsamplers = list(upsampler_paths)
+        self._alternatives = dict(alternatives or {})
         self.prior_sampler, self.decoder_sampler = prior_sampler, decoder_sampler
         self.defaults = defaults or StageDefaults()
         self.name, self.fingerprint = name, fingerprint
@@ -112,6 +118,20 @@ class Parts:
     @upsamplers.setter
     def upsamplers(self, upsamplers: Sequence[Source]) -> None:
         self._upsamplers = list(upsamplers)
+
+    @property
+    def alternatives(self) -> dict[str, nn.Module]:
+        """Further parts by role, loaded."""
+        return {role: self._alternative(role) for role in self._alternatives}
+
+    def _alternative(self, role: str) -> nn.Module:
+        self._alternatives[role] = self._loaded(self._alternatives[role], ALTERNATIVES[role])
+        return self._alternatives[role]  # type: ignore[return-value]
+
+    @property
+    def painter(self) -> Decoder:
+        """The decoder that pictures with holes go to: one that was trained for them where there is one."""
+        return self._alternative(PAINTER) if PAINTER in self._alternatives else self.decoder  # type: ignore[return-value]
 
     def _loaded(self, source: Source, kind: str) -> nn.Module:
         if isinstance(source, nn.Module):

@@ -16,6 +16,7 @@ from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.fit import Encoder
+from dalle_2.models.parts import ALTERNATIVES
 from dalle_2.models.stages import StageDefaults, named
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.card import default_card
@@ -44,6 +45,7 @@ def load(
         _source(folder, manifest, "prior") if "prior" in manifest.parts else None,
         _source(folder, manifest, "decoder"),
         upsampler_paths=[_source(folder, manifest, role) for role in manifest.upsamplers],
+        alternatives={role: _source(folder, manifest, role) for role in ALTERNATIVES if role in manifest.parts},
         device=device,
         dtype=dtype,
         defaults=StageDefaults(steps=manifest.steps, guidance=manifest.guidance),
@@ -96,7 +98,7 @@ def _write(
     clip: str | None,
     dtype: torch.dtype | None,
 ) -> Manifest:
-    models: dict[str, nn.Module] = {"decoder": pipeline.decoder, **named(pipeline.upsamplers)}
+    models: dict[str, nn.Module] = {"decoder": pipeline.decoder, **named(pipeline.upsamplers), **pipeline.alternatives}
     if pipeline.prior is not None:
         models = {"prior": pipeline.prior, **models}
     parts = _write_clip(pipeline.clip_encoder, clip, folder, dtype)
@@ -142,7 +144,7 @@ def _move(aside: Path, folder: Path) -> None:
 
 
 def _source(folder: Path, manifest: Manifest, role: str) -> Callable[[], nn.Module]:
-    return partial(_load_part, folder, manifest.parts[role], role.partition("-")[0])
+    return partial(_load_part, folder, manifest.parts[role], ALTERNATIVES.get(role, role.partition("-")[0]))
 
 
 def _load_part(folder: Path, part: Part, kind: str) -> nn.Module:

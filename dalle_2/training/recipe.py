@@ -117,6 +117,16 @@ class DecoderStage(Settings):
         return self
 
 
+class InpaintStage(Settings):
+    """The inpainting decoder, which goes on from the trained one. drop: in place of the decoder's. caption, text: as
+    for the prior, where the decoder itself reads no captions."""
+
+    caption: Reader | None = None
+    text: TextConfig = TextConfig()
+    drop: float = Field(default=0.3, ge=0, lt=1)
+    run: RunSettings = RunSettings(images=20_000)
+
+
 class UpsamplerStage(Settings):
     """An upsampler; as the decoder."""
 
@@ -166,6 +176,7 @@ class Recipe(Settings):
     prior: PriorStage = PriorStage()
     draft: DraftStage | None = None
     decoder: DecoderStage = DecoderStage()
+    decoder_inpaint: InpaintStage | None = None
     upsampler: UpsamplerStage | None = UpsamplerStage()
     upsampler_2: UpsamplerStage | None = None
 

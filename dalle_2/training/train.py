@@ -19,6 +19,7 @@ from dalle_2.errors import CheckpointError, ConfigError, UsageError
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
+from dalle_2.models.parts import PAINTER
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.folder import save
 from dalle_2.pipelines.manifest import read_manifest, sha256
@@ -28,10 +29,11 @@ from dalle_2.training.embed import embed
 from dalle_2.training.ground import Ground
 from dalle_2.training.progress import Counting, Reporter, Silent, Telling, relay_to
 from dalle_2.training.recipe import Recipe, UpsamplerStage
-from dalle_2.training.stages import ASIDE, STAGES, UPSAMPLERS
+from dalle_2.training.stages import ASIDE, BASES, STAGES, UPSAMPLERS
 from dalle_2.training.train_clip import train_clip
 from dalle_2.training.train_decoder import train_decoder
 from dalle_2.training.train_draft import train_draft
+from dalle_2.training.train_inpaint import train_inpaint
 from dalle_2.training.train_prior import train_prior
 from dalle_2.training.train_upsampler import train_upsampler
 from dalle_2.weights.checkpoint import load_checkpoint
@@ -40,7 +42,8 @@ PROCEDURAL = "shapes"
 PROCEDURAL_LENGTH = 100_000_000
 SHOWN = ("save_every", "preview_every", "log_interval")  # settings of a run that its result does not follow from
 LENGTH = ("images", "warmup")  # and those that may grow between two starts
-SAMPLING = ("steps", "guidance", "candidates", "noise_level")  # settings of a model that only drawing depends on
+# Settings of a model that only drawing with it depends on.
+SAMPLING = ("steps", "guidance", "text_guidance", "threshold", "candidates", "noise_level")
 FREE = SHOWN + LENGTH + SAMPLING
 ANY_SIZE = 16  # what a folder holds doesn't depend on the size its pictures are read at
 
@@ -137,7 +140,8 @@ class Training:
             atomic_write_text(self._begun(stage), json.dumps(identity, indent=2))
         run: dict[str, Callable[[], None]] = {
             "clip": self._clip, "prior": self._prior, "draft": self._draft,
-            "decoder": self._decoder, **{name: partial(self._upsampler, name) for name in UPSAMPLERS},
+            "decoder": self._decoder, "decoder_inpaint": self._inpaint,
+            **{name: partial(self._upsampler, name) for name in UPSAMPLERS},
         }  # fmt: skip
         run[stage]()
         atomic_write_text(self.run / stage / "done.json", json.dumps(identity, indent=2))
@@ -146,8 +150,9 @@ class Training:
         """Refuses a stage that lacks what it stands on, or whose run was begun with other settings."""
         if stage != "clip" and not self._clip_is_there():
             raise UsageError(f"the {stage} needs CLIP first: run `dalle2 train clip` with the same recipe and folder")
-        if stage == "decoder" and self.recipe.draft is not None and not self._is_done("draft"):
-            raise UsageError("the decoder works on a draft: run `dalle2 train draft` with the same recipe and folder")
+        base = self._base(stage)
+        if base is not None and not self._is_done(base):
+            raise UsageError(f"{stage} goes on from the {base}: run `dalle2 train {base}` with this recipe and folder first")
         self._check_begun(stage)
         if stage == "clip":
             self._check_nothing_stands_on_clip()
@@ -174,6 +179,12 @@ class Training:
         dataset = self._reading(stage.config.image_size)
         draft = self._file("draft") if self.recipe.draft else None
         train_decoder(stage, self.ground, dataset, self.run / "decoder", draft=draft)
+
+    def _inpaint(self) -> None:
+        stage = self.recipe.decoder_inpaint
+        assert stage is not None
+        dataset = self._reading(self.recipe.decoder.config.image_size)
+        train_inpaint(stage, self.ground, dataset, self.run / "decoder_inpaint", decoder=self._file("decoder"))
 
     def _upsampler(self, name: str) -> None:
         stage: UpsamplerStage = getattr(self.recipe, name)
@@ -250,14 +261,19 @@ class Training:
             "seed": self.recipe.seed, "embeddings": self.recipe.embeddings if stage != "clip" else None,
             "clip": self._encoder_id() if stage != "clip" else None,
         }  # fmt: skip
-        if stage == "decoder" and self.recipe.draft is not None:
-            identity["draft"] = sha256(self._file("draft")) if self._file("draft").exists() else None
-            identity["draft_begun"] = self._draft_begun()
+        if (base := self._base(stage)) is not None:
+            identity[base] = sha256(self._file(base)) if self._file(base).exists() else None
+            identity[f"{base}_begun"] = self._base_begun(base)
         return identity
 
-    def _draft_begun(self) -> dict[str, Any] | None:
-        """What every length of the draft's run shares: a decoder may go on with one that was trained longer."""
-        path = self._begun("draft")
+    def _base(self, stage: str) -> str | None:
+        """The stage that one goes on from, if the recipe has it."""
+        base = BASES.get(stage)
+        return base if base in self.recipe.stages else None
+
+    def _base_begun(self, base: str) -> dict[str, Any] | None:
+        """What every length of a run shares: a stage may go on from one that was trained longer."""
+        path = self._begun(base)
         return without(json.loads(path.read_text()), FREE) if path.exists() else None
 
     def _begun(self, stage: str) -> Path:
@@ -269,8 +285,9 @@ class Training:
         path = self._begun(stage)
         if not path.exists():
             return
+        digest = {} if self._base(stage) is None else {str(self._base(stage)): None}
         before, now = (
-            {**without(one, FREE), "draft": None} for one in (self._written(path, stage), self._identity(stage))
+            {**without(one, FREE), **digest} for one in (self._written(path, stage), self._identity(stage))
         )
         changed = dict.fromkeys(in_the_recipe(name, stage) for name in differing(before, now))
         if changed:
@@ -318,7 +335,10 @@ class Training:
         encoder = self.encoder
         if isinstance(encoder.model, CLIP):
             encoder = CLIPEncoder(encoder.model.without_side_tasks(), tokenizer=encoder.tokenizer)
-        pipeline = DALLe2(self._file("prior"), self._file("decoder"), encoder, upsampler_paths=upsamplers)
+        others = {PAINTER: self._file("decoder_inpaint")} if self.recipe.decoder_inpaint else {}
+        pipeline = DALLe2(
+            self._file("prior"), self._file("decoder"), encoder, upsampler_paths=upsamplers, alternatives=others
+        )
         card, named = training_card(self.recipe, origins), self.recipe.clip.encoder
         return save(pipeline, self.out, name=self.recipe.name, training=training, card=card, clip=named)
 
@@ -370,16 +390,17 @@ def _train_aside(
 def without(identity: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """An identity without some settings of its run and of its model."""
     settings = dict(identity["settings"])
-    for part in ("run", "config"):
+    for part in {"run", "config"} & {*settings}:
         settings[part] = {name: value for name, value in settings[part].items() if name not in names}
     return {**identity, "settings": settings}
 
 
 def in_the_recipe(name: str, stage: str) -> str:
-    """What the recipe calls a part of a stage's identity; a decoder's also holds how its draft was begun."""
-    of_draft = name.removeprefix("draft_begun.")
-    stage = stage if of_draft == name else "draft"
-    return f"{stage}.{of_draft.removeprefix('settings.')}" if of_draft.startswith("settings.") else of_draft
+    """What the recipe calls a part of a stage's identity, which also holds how the stage it goes on from was begun."""
+    base = BASES.get(stage, "")
+    of_base = name.removeprefix(f"{base}_begun.")
+    stage = stage if of_base == name else base
+    return f"{stage}.{of_base.removeprefix('settings.')}" if of_base.startswith("settings.") else of_base
 
 
 def differing(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
