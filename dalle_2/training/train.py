@@ -152,7 +152,7 @@ class Training:
             raise UsageError(f"the {stage} needs CLIP first: run `dalle2 train clip` with the same recipe and folder")
         base = self._base(stage)
         if base is not None and not self._is_done(base):
-            raise UsageError(f"{stage} goes on from the {base}: run `dalle2 train {base}` with this recipe and folder first")
+            raise UsageError(f"{stage} goes on from the {base}: run `dalle2 train {base}` with the same recipe first")
         self._check_begun(stage)
         if stage == "clip":
             self._check_nothing_stands_on_clip()
