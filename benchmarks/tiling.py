@@ -9,6 +9,8 @@ upsampler has the settings of shapes-1024 and weights that know nothing, which m
 A seam is a step that the whole picture doesn't have: in the difference of the two results the mean step, in levels of
 255, between the pixels on both sides of a line along which some tile begins, ends or fades. Beside the largest of them
 stands the largest along any other line.
+
+`--patch 1` takes an untrained upsampler that folds no pixels into channels, as the paper's don't: 16 times the work.
 """
 
 import argparse
@@ -38,14 +40,15 @@ SMALL, LARGE = 256, 1024
 MIB = 2**20
 
 
-def chosen(pipeline: str | None) -> Upsampler:
+def chosen(arguments: argparse.Namespace) -> Upsampler:
     """The pipeline's last upsampler, or an untrained one with noise in its silent layers."""
-    if pipeline is not None:
-        return dalle_2.load(pipeline, device="cpu").upsamplers[-1]
+    if arguments.pipeline is not None:
+        return dalle_2.load(arguments.pipeline, device="cpu").upsamplers[-1]
     stage = preset("shapes-1024").upsampler_2
     assert stage is not None
+    unet = stage.config.unet.model_copy(update={"patch": arguments.patch})
     torch.manual_seed(0)
-    model = Upsampler.from_config(stage.config).eval()
+    model = Upsampler.from_config(stage.config.model_copy(update={"unet": unet})).eval()
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
@@ -68,12 +71,12 @@ def resident() -> float:
 def one_side(arguments: argparse.Namespace) -> None:
     """What a process of one side does: samples once, tells seconds and memory, leaves the picture."""
     torch.set_num_threads(arguments.threads)
-    model, low_res, largest = chosen(arguments.pipeline), small_picture(), [0]
+    model, low_res, largest = chosen(arguments), small_picture(), [0]
     for module in model.network.modules():
         module.register_forward_hook(lambda _, inputs, y: largest.append(max(largest.pop(), y.numel())))
     before, start = resident(), time.perf_counter()
     tile = arguments.tile if arguments.side == "tiles" else LARGE
-    x = model.sample(None, low_res, seeds=[0], tile=tile, overlap=arguments.overlap)
+    x = model.sample(None, low_res, arguments.steps, seeds=[0], tile=tile, overlap=arguments.overlap)
     seconds = time.perf_counter() - start
     torch.save(x, arguments.out)
     figures = {"seconds": seconds, "MiB": resident() - before, "largest": largest[0], "reference": reference_gflops()}
@@ -83,8 +86,9 @@ def one_side(arguments: argparse.Namespace) -> None:
 def run(side: str, arguments: argparse.Namespace, out: Path) -> dict[str, float]:
     """One side in a process of its own."""
     command = [sys.executable, __file__, "--side", side, "--out", str(out), "--tile", str(arguments.tile)]
-    command += ["--overlap", str(arguments.overlap), "--threads", str(arguments.threads)]
-    command += ["--pipeline", arguments.pipeline] if arguments.pipeline else []
+    for name in ("overlap", "threads", "patch", "pipeline", "steps"):
+        value = getattr(arguments, name)
+        command += [] if value is None else [f"--{name}", str(value)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{side} ended with {done.returncode}: {done.stderr.strip()}")
@@ -97,9 +101,9 @@ def seams(difference: Tensor, model: Upsampler, tile: int, overlap: int) -> tupl
     """The largest mean step of the difference along lines where tiles meet, and along others, in levels of 255."""
     upright, lying = (one.diff(dim=-1).mean((0, 1, 2)).abs() * 127.5 for one in (difference, difference.mT))
     steps = torch.maximum(upright, lying)
-    lines = torch.zeros(LARGE, dtype=torch.bool)
-    for left, right in pairwise(spans(LARGE, model.tiling(tile, overlap))):
-        lines[right.start - 1 : left.pixels.stop + 1] = True
+    lines, tiling = torch.zeros(LARGE, dtype=torch.bool), model.tiling(tile, overlap)
+    for left, right in pairwise(spans(LARGE, tiling)):
+        lines[right.start - tiling.grid : left.pixels.stop + tiling.grid] = True
     return float(steps[lines[1:]].max()), float(steps[~lines[1:]].max())
 
 
@@ -108,6 +112,8 @@ def main() -> None:
     parser.add_argument("--pipeline", help="a trained pipeline whose last upsampler makes 1024 px of 256")
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--overlap", type=int, default=32)
+    parser.add_argument("--patch", type=int, default=4, help="pixels that an untrained upsampler folds")
+    parser.add_argument("--steps", type=int, help="by default the upsampler's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="two pairs: a smoke test, not a figure")
     parser.add_argument("--side", choices=["whole", "tiles"], help=argparse.SUPPRESS)
@@ -138,7 +144,7 @@ def report(pairs: list[dict[str, dict[str, float]]], difference: Tensor, argumen
             }
         )
     ratio = spread([pair["tiles"]["seconds"] / pair["whole"]["seconds"] for pair in pairs])
-    at_seams, elsewhere = seams(difference, chosen(arguments.pipeline), arguments.tile, arguments.overlap)
+    at_seams, elsewhere = seams(difference, chosen(arguments), arguments.tile, arguments.overlap)
     reference = spread([figures["reference"] for pair in pairs for figures in pair.values()])
     result = {
         "pipeline": arguments.pipeline, "pairs": pairs, "ratio of seconds": ratio, "reference GFLOP/s": reference,

@@ -24,6 +24,8 @@ from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.sampler import Sampler, Step
 from dalle_2.sampling.tiling import Tiling, tiled
 
+TILES_AT_ONCE = 4  # on a GPU
+
 PAPER_UNET = DecoderUNetConfig(channels=192, attention=(), middle_attention=False, low_res_channels=3)
 
 
@@ -258,7 +260,9 @@ class Upsampler(Diffusion):
 
     def tiling(self, tile: int | None = None, overlap: int | None = None) -> Tiling:
         """How this upsampler cuts large pictures. Raises UsageError for tiles that don't fit the U-Net."""
-        return Tiling(self.config.image_size if tile is None else tile, overlap, grid=self.config.unet.factor)
+        side = self.config.image_size if tile is None else tile
+        at_once = 1 if self.device.type == "cpu" else TILES_AT_ONCE  # a CPU is busy with one, and has its cache for it
+        return Tiling(side, overlap, grid=self.config.unet.factor, at_once=at_once)
 
     def chosen_level(self, noise_level: int | None = None) -> int:
         """The noise level that is sampled at: the caller's, else the settings'; 0 without noise-level conditioning.

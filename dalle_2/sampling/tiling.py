@@ -34,7 +34,7 @@ class Tiling:
     tile: int
     overlap: int | None = None
     grid: int = 1
-    at_once: int = 4
+    at_once: int = 1
 
     def __post_init__(self) -> None:
         if self.tile < 1 or self.tile % self.grid:
