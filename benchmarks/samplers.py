@@ -57,7 +57,8 @@ def main() -> None:
     options = arguments()
     pipeline = load(options.pipeline, device="auto")
     if options.spacing:
-        pipeline.decoder.spacing = options.spacing
+        decoder = pipeline.decoder
+        decoder.settings = decoder.settings.model_copy(update={"spacing": options.spacing})
     scenes = fixed_scenes("seen", options.n, objects=2, seed=EVALUATION_SEED)
     header = {
         "pipeline": options.pipeline, "fingerprint": pipeline.fingerprint, "n": options.n,

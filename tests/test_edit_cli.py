@@ -1,0 +1,151 @@
+"""The editing commands: the files they leave, what they say, and what they refuse before anything is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_2.cli.main import main
+from dalle_2.metadata import read_metadata
+
+SIZE = 32
+
+
+@pytest.fixture
+def run(micro_pipeline: Path, workdir: Path) -> Callable[..., int]:
+    """The command line with the micro pipeline, in a folder that holds a picture and a mask."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(blocks).save("picture.png")
+    Image.fromarray(blocks[::-1].copy()).save("other.png")
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[8:20, 8:24] = 255
+    Image.fromarray(mask).save("mask.png")
+
+    def call(command: str, *arguments: str) -> int:
+        return main([command, *arguments, "--pipeline", str(micro_pipeline), "--device", "cpu", "--seed", "3"])
+
+    return call
+
+
+def made() -> list[Path]:
+    return sorted(Path("generations").glob("*.png")) if Path("generations").exists() else []
+
+
+COMMANDS: list[tuple[list[str], int, str]] = [
+    (["variations", "picture.png", "--n", "2", "--steps", "3"], 2, "variation"),
+    (["interpolate", "picture.png", "other.png", "--n", "3", "--steps", "3"], 3, "interpolation"),
+    (["interpolate", "a red circle", "a blue square", "--captions", "--n", "2", "--steps", "3"], 2, "interpolation"),
+    (["text-diff", "picture.png", "--from", "a red circle", "--to", "a blue circle", "--n", "2", "--steps", "3"], 2,
+     "text diff"),
+    (["inpaint", "picture.png", "a red circle", "--mask", "mask.png", "--candidates", "2"], 1, "inpainting"),
+    (["outpaint", "picture.png", "a red circle", "--right", "8", "--steps", "2"], 1, "outpainting"),
+    (["image-to-image", "picture.png", "a red circle", "--strength", "0.8", "--steps", "5"], 1, "image to image"),
+    (["probe", "picture.png", "--write", "star", "--labels", "a star,a circle", "--n", "1", "--steps", "2"], 2,
+     "typographic attack"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "count", "task"), COMMANDS, ids=lambda value: None)
+def test_every_edit_leaves_its_pictures(
+    run: Callable[..., int], arguments: list[str], count: int, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 0
+    pictures = made()
+    assert len(pictures) == count
+    metadata = read_metadata(pictures[0])
+    assert metadata is not None
+    assert metadata["task"] == task
+    wide = 40 if arguments[0] == "outpaint" else SIZE
+    assert Image.open(pictures[0]).size == (wide, SIZE)
+    assert f"{count} picture" in capsys.readouterr().err
+
+
+def test_inpainting_keeps_the_pixels_of_the_file(run: Callable[..., int]) -> None:
+    assert run("inpaint", "picture.png", "a red circle", "--mask", "mask.png", "--candidates", "1") == 0
+    before, after = (np.asarray(Image.open(path)) for path in ("picture.png", made()[0]))
+    outside = np.asarray(Image.open("mask.png")) == 0
+    assert (before[outside] == after[outside]).all()
+    assert (before[~outside] != after[~outside]).any()
+
+
+def test_transparent_parts_are_holes(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    picture = Image.open("picture.png").convert("RGBA")
+    alpha = Image.new("L", picture.size, 255)
+    alpha.paste(0, (4, 4, 20, 20))
+    picture.putalpha(alpha)
+    picture.save("holed.png")
+    assert run("inpaint", "holed.png", "a red circle", "--candidates", "1") == 0
+    assert run("inpaint", "picture.png", "a red circle") == 2
+    assert "no transparent part and no mask" in capsys.readouterr().err
+
+
+def test_pictures_come_in_every_form(run: Callable[..., int]) -> None:
+    picture = Image.open("picture.png")
+    picture.convert("CMYK").save("cmyk.jpg")
+    Image.fromarray((np.asarray(picture.convert("L")).astype(np.uint16) * 257)).save("deep.png")
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save("turned.jpg", exif=exif)
+    picture.save("moving.gif", save_all=True, append_images=[picture.rotate(90)])
+    for name in ("cmyk.jpg", "deep.png", "turned.jpg", "moving.gif"):
+        assert run("variations", name, "--n", "1", "--steps", "2") == 0
+    assert len(made()) == 4
+
+
+REFUSED: list[tuple[list[str], str]] = [
+    (["variations", "missing.png"], "there is no file missing.png"),
+    (["variations", "truncated.png"], "can't read truncated.png"),
+    (["variations", "picture.png", "--eta", "1"], "'eta'"),
+    (["variations", "picture.png", "--steps", "1001"], "steps must be a whole number from 1 to 1000"),
+    (["text-diff", "picture.png", "--from", "a", "--to", "b", "--theta", "0"], "theta must lie above 0"),
+    (["text-diff", "picture.png", "--from", "a", "--to", "b", "--theta", "1.5"], "theta must lie above 0"),
+    (["inpaint", "picture.png", "a circle", "--mask", "wide.png"], "mask has 48 x 32 pixels and the picture 32 x 32"),
+    (["inpaint", "picture.png", "a circle", "--mask", "nothing.png"], "the mask hides nothing"),
+    (["inpaint", "picture.png", "a circle", "--mask", "all.png"], "the mask hides the whole picture"),
+    (["inpaint", "picture.png", "", "--mask", "mask.png"], "the prompt is empty"),
+    (["outpaint", "picture.png", "a circle"], "a side is continued by 1 to 16 pixels"),
+    (["outpaint", "picture.png", "a circle", "--left", "17"], "a side is continued by 1 to 16 pixels"),
+    (["image-to-image", "picture.png", "a circle", "--strength", "0"], "strength must lie above 0"),
+    (["interpolate", "picture.png", "missing.png"], "there is no file missing.png"),
+    (["reconstruct", "picture.png", "--directions", "2,x"], "whole numbers with commas between"),
+    (["reconstruct", "picture.png"], "knows no principal directions"),
+    (["probe", "picture.png", "--write", "star", "--labels", "a star"], "give at least 2, got 1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED, ids=lambda value: None)
+def test_what_makes_no_sense_is_refused_in_a_sentence_and_nothing_is_written(
+    run: Callable[..., int], arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("truncated.png").write_bytes(Path("picture.png").read_bytes()[:60])
+    Image.new("L", (48, SIZE), 255).save("wide.png")
+    Image.new("L", (SIZE, SIZE), 0).save("nothing.png")
+    Image.new("L", (SIZE, SIZE), 255).save("all.png")
+    assert run(*arguments) in (1, 2)
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert made() == []
+    assert not Path("generations").exists()
+
+
+def test_the_best_of_several_is_kept(run: Callable[..., int]) -> None:
+    assert run("generate", "a red circle", "--best-of", "3", "--n", "2") == 0
+    pictures = made()
+    assert len(pictures) == 2
+    scores = [(read_metadata(path) or {})["clip"] for path in pictures]
+    assert all(-1 <= score <= 1 for score in scores)
+
+
+def test_a_negative_prompt_and_a_threshold_are_remembered(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", "a red circle", "--negative", "a star", "--guidance", "2", "--threshold", "dynamic") == 0
+    metadata = read_metadata(made()[0])
+    assert metadata is not None
+    assert (metadata["negative"], metadata["threshold"]) == ("a star", "dynamic")
+    assert run("generate", "a red circle", "--text-guidance", "2") == 2
+    assert "this pipeline's reads none" in capsys.readouterr().err
