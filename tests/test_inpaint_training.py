@@ -7,7 +7,7 @@ import torch
 from training_rig import DIM, awake, decoder, drafting, generator, noise
 
 import dalle_2
-from dalle_2.errors import UsageError
+from dalle_2.errors import ConfigError, UsageError
 from dalle_2.models.decoder import Known
 from dalle_2.models.masks import WHOLE, known_channels, random_holes
 from dalle_2.presets import resolve
@@ -98,3 +98,18 @@ def test_a_recipe_with_captions_and_inpainting_leaves_a_pipeline_that_has_both(t
     said: list[str] = []
     Training(recipe, tmp_path / "out", say=said.append).train()
     assert all("done before" in line for line in said)
+
+
+def test_a_decoder_may_be_trained_on_captions_to_do_without_a_prior(tmp_path: Path) -> None:
+    recipe = resolve(["shapes-micro"], changes=[*SMALL, "draft.of=text", "decoder.of=text"])
+    folder = Training(recipe, tmp_path / "out", say=lambda line: None).train()
+    assert folder is not None
+    pipeline = dalle_2.load(folder, device="cpu")
+    assert pipeline.decoder.space.basis is None  # captions are seen in all directions
+    assert pipeline.prior is not None
+    assert pipeline.prior.space.basis is not None
+    words = pipeline.generate(["a red circle"], seeds=1, use_prior=False)
+    z = pipeline._encode_text(["a red circle"])
+    assert torch.allclose(words, pipeline.decode(z, seeds=1), atol=1e-5)
+    with pytest.raises(ConfigError, match="draft.of is text and decoder.of image"):
+        resolve(["shapes-micro"], changes=["draft.of=text"])

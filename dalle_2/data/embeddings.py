@@ -155,17 +155,26 @@ class EmbeddedImages(Dataset[dict[str, Tensor]]):
     """The decoder's and upsampler's data: batches {"z_img": (B, D), "image": (B, 3, S, S) in [-1, 1]},
     float32.
 
-    tokens: as for `EmbeddingPairs`. `source` renders the same pictures as the store was built from, at
-    whatever size is trained. Raises DataError if its fingerprint or length is not the store's: row i is
-    picture i, or nothing.
+    tokens: as for `EmbeddingPairs`. of: whose embeddings stand under "z_img", the pictures' or, for a
+    decoder that does without a prior, their captions'. `source` renders the same pictures as the store was
+    built from, at whatever size is trained. Raises DataError if its fingerprint or length is not the
+    store's: row i is picture i, or nothing.
     """
 
-    def __init__(self, store: EmbeddingStore, source: AbsDataset, tokens: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        source: AbsDataset,
+        tokens: np.ndarray | None = None,
+        *,
+        of: Literal["image", "text"] = "image",
+    ) -> None:
         found = {"data_id": data_fingerprint(source), "count": len(source)}
         _check_same(store.folder, store.manifest, found)
         self.store = store
         self.source = source
         self.tokens = _checked_tokens(tokens, store)
+        self.z = store.z_img if of == "image" else store.z_txt
 
     def __len__(self) -> int:
         return len(self.store)
@@ -175,7 +184,7 @@ class EmbeddedImages(Dataset[dict[str, Tensor]]):
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         pictures = to_image_tensor(np.stack([self.source[i].image for i in indices]))
-        return {"z_img": _rows(self.store.z_img, indices), "image": pictures, **_token_rows(self.tokens, indices)}
+        return {"z_img": _rows(self.z, indices), "image": pictures, **_token_rows(self.tokens, indices)}
 
 
 def _checked_tokens(tokens: np.ndarray | None, store: EmbeddingStore) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.training.embed import measured_space
 from dalle_2.training.progress import Reporter
-from dalle_2.training.recipe import RunSettings
+from dalle_2.training.recipe import RunSettings, Sight
 from dalle_2.training.stage import run_stage
 
 M = TypeVar("M", bound=nn.Module)
@@ -49,6 +49,10 @@ class Ground:
     def text_space(self) -> EmbeddingSpace:
         """The text embeddings, whitened, in all directions."""
         return measured_space(self.store.z_txt, normalised=self.encoder.space.normalised)
+
+    def space_of(self, sight: Sight) -> EmbeddingSpace:
+        """The space of the embeddings that a decoder is trained on."""
+        return self.image_space if sight == "image" else self.text_space
 
     @cached_property
     def tokens(self) -> Int32[np.ndarray, "n l"]:

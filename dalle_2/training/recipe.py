@@ -19,6 +19,7 @@ from dalle_2.training.stages import STAGES
 
 RGB = 3
 Reader = Literal["clip", "own"]
+Sight = Literal["image", "text"]
 
 
 class DataSettings(Settings):
@@ -92,16 +93,21 @@ class PriorStage(Settings):
 
 
 class DraftStage(Settings):
-    """The draft that the decoder then works on; `config.z_dim` and the space follow from CLIP and the embeddings."""
+    """The draft that the decoder then works on; `config.z_dim` and the space follow from CLIP and the embeddings.
 
+    of: trained on the embeddings of pictures or, as one that does without a prior, of captions (paper, section 5.1).
+    """
+
+    of: Sight = "image"
     config: DraftConfig = DraftConfig()
     run: RunSettings = RunSettings(images=500_000)
 
 
 class DecoderStage(Settings):
     """The decoder; `config.unet.z_dim`, the space and the draft follow from the stages before. caption, text: as for
-    the prior."""
+    the prior. of: as for the draft."""
 
+    of: Sight = "image"
     caption: Reader | None = None
     text: TextConfig = TextConfig()
     config: DecoderConfig = DecoderConfig()
@@ -211,6 +217,14 @@ class Recipe(Settings):
             raise ValueError(
                 f"the decoder draws {self.decoder.config.image_size} px, but its draft "
                 f"{self.draft.config.image_size} px: make decoder.config.image_size and draft.config.image_size equal"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sees_what_its_draft_sees(self) -> Self:
+        if self.draft is not None and self.draft.of != self.decoder.of:
+            raise ValueError(
+                f"draft.of is {self.draft.of} and decoder.of {self.decoder.of}: both read one embedding, make them equal"
             )
         return self
 

@@ -11,7 +11,7 @@ from dalle_2.training.recipe import DraftStage
 
 def train_draft(stage: DraftStage, ground: Ground, dataset: AbsDataset, folder: Path) -> Path:
     """Trains a draft on `dataset`, whose pictures have its size; leaves `draft.safetensors` in `folder`."""
-    space = ground.image_space
+    space = ground.space_of(stage.of)
     config = stage.config.model_copy(update={"space": space, "z_dim": space.width})
     model = ground.built(lambda: Draft.from_config(config))
-    return ground.run(model, stage.run, EmbeddedImages(ground.store, dataset), folder)
+    return ground.run(model, stage.run, EmbeddedImages(ground.store, dataset, of=stage.of), folder)
