@@ -2,7 +2,8 @@
 
     python benchmarks/edits.py [--pipeline shapes-tiny] [--n 200] [--only inversion,text-diff,inpainting] [--out FOLDER]
 
-inversion: pictures of the decoder's own are inverted and drawn again, 100 steps, guidance 1; decibels of the round trip.
+inversion: pictures of the decoder's own are inverted and drawn again in 100 steps, guidance 1; decibels of the round
+trip.
 text-diff: of a true picture one object changes its colour or shape; right where that changed and all else stayed.
 inpainting: of a true picture one object is cut out; right where the result shows all that the caption states, kept
 where no pixel outside the hole changed. Sheets of the first cases lie in the folder.

@@ -85,7 +85,7 @@ def test_transparent_parts_are_holes(run: Callable[..., int], capsys: pytest.Cap
 def test_pictures_come_in_every_form(run: Callable[..., int]) -> None:
     picture = Image.open("picture.png")
     picture.convert("CMYK").save("cmyk.jpg")
-    Image.fromarray((np.asarray(picture.convert("L")).astype(np.uint16) * 257)).save("deep.png")
+    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save("deep.png")
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save("turned.jpg", exif=exif)

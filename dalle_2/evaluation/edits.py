@@ -42,8 +42,12 @@ def text_diff_cases(count: int, seed: int) -> Iterator[TextDiffCase]:
 def _text_diff_case(rng: random.Random, *, objects: int, attribute: str) -> TextDiffCase:
     while True:
         before = sample_scene(rng, objects=objects, split="seen")
-        index, choices = rng.randrange(objects), tuple(COLOURS) if attribute == "colour" else SHAPES
-        changed = replace(before.objects[index], **{attribute: rng.choice(choices)})
+        index = rng.randrange(objects)
+        thing = before.objects[index]
+        if attribute == "colour":
+            changed = replace(thing, colour=rng.choice(tuple(COLOURS)))
+        else:
+            changed = replace(thing, shape=rng.choice(SHAPES))
         things = (*before.objects[:index], changed, *before.objects[index + 1 :])
         after = replace(before, objects=things)
         if after != before and is_valid(after, "seen"):

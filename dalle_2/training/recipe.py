@@ -224,7 +224,7 @@ class Recipe(Settings):
     def _sees_what_its_draft_sees(self) -> Self:
         if self.draft is not None and self.draft.of != self.decoder.of:
             raise ValueError(
-                f"draft.of is {self.draft.of} and decoder.of {self.decoder.of}: both read one embedding, make them equal"
+                f"draft.of is {self.draft.of} and decoder.of {self.decoder.of}: both read the same, make them equal"
             )
         return self
 
