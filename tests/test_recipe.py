@@ -67,7 +67,8 @@ def test_changes_come_last() -> None:
 
 
 def test_a_scale_stretches_every_stage() -> None:
-    tiny = override(preset("shapes-1024"), {"decoder_inpaint.run.images": 1000})
+    more = {"decoder_inpaint.run.images": 1000, "prior_ar.run.images": 2000}
+    tiny = override(preset("shapes-1024"), more)
     assert tiny.stages == STAGES
     for factor in (2.0, 0.25):
         for stage in STAGES:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dalle_2.data.dataset import Batches
+from dalle_2.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle_2.models.clip import CLIP, CLIPConfig
 from dalle_2.models.decoder import Decoder, DecoderConfig
 from dalle_2.models.draft import Draft, DraftConfig
@@ -33,6 +34,11 @@ TOWER = {"width": 16, "depth": 1, "heads": 2}
 def prior(**changes: Any) -> Prior:
     values = {"T": T, "dim": DIM, "width": 16, "depth": 1, "heads": 2, **changes}
     return _seeded(lambda: Prior.from_config(PriorConfig.model_validate(values)))
+
+
+def autoregressive_prior(**changes: Any) -> AutoregressivePrior:
+    values = {"dim": DIM, "width": 16, "depth": 1, "heads": 2, "buckets": 16, "dot_buckets": 4, **changes}
+    return _seeded(lambda: AutoregressivePrior.from_config(AutoregressivePriorConfig.model_validate(values)))
 
 
 def decoder(unet: dict[str, Any] | None = None, **changes: Any) -> Decoder:
@@ -67,6 +73,7 @@ def clip(**changes: Any) -> CLIP:
 
 MODELS = {
     "prior": prior,
+    "autoregressive_prior": autoregressive_prior,
     "decoder": lambda: decoder({"dropout": 0.3}, z_noise=0.1),
     "draft": lambda: draft(z_noise=0.1),
     "upsampler": upsampler,

@@ -19,6 +19,7 @@ def evaluate(
     embeddings: Annotated[
         str, typer.Option(help="prior; text: without a prior; image: CLIP's embedding of a true picture (upper bound).")
     ] = "prior",
+    prior: Annotated[str | None, typer.Option(help="diffusion or ar, in a pipeline that has both.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another set of scenes and noises, for tuning.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of every stage; by default the pipeline's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Of the decoder; by default the pipeline's.")] = None,
@@ -39,6 +40,8 @@ def evaluate(
     """
     if embeddings not in ("prior", "text", "image"):
         raise UsageError(f"embeddings must be prior, text or image, got {embeddings!r}")
+    if prior not in (None, "diffusion", "ar"):
+        raise UsageError(f"prior must be diffusion or ar, got {prior!r}")
     if n < 1:
         raise UsageError(f"n must be at least 1 scene, got {n}")
     if sampler is not None:
@@ -50,7 +53,9 @@ def evaluate(
 
     questions, readme = chosen(splits, QUESTIONS), card_of(pipeline) if card else None
     whole = load(pipeline, device=device, dtype=dtype)
-    settings = Settings(n=n, embeddings=embeddings, steps=steps, guidance=guidance, sampler=sampler)  # type: ignore[arg-type]
+    settings = Settings(
+        n=n, embeddings=embeddings, steps=steps, guidance=guidance, sampler=sampler, prior=prior,  # type: ignore[arg-type]
+    )  # fmt: skip
     if seed is not None:
         settings = Settings(**{**vars(settings), "seed": seed})
     results = []

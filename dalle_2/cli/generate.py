@@ -3,7 +3,7 @@
 import sys
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,8 @@ from dalle_2.pipelines.find import DEFAULT, find_pipeline
 from dalle_2.sampling.options import Threshold
 from dalle_2.sampling.sampler_names import NAMES, sampler_name
 from dalle_2.text.prompts import check_prompts
+
+PriorChoice = Literal["diffusion", "ar"]
 
 
 def generate(
@@ -56,6 +58,9 @@ def generate(
     ] = None,
     threshold: Annotated[
         Threshold | None, typer.Option(help="How the decoder's guesses are kept in range; dynamic for strong guidance.")
+    ] = None,
+    prior: Annotated[
+        PriorChoice | None, typer.Option(help="Which prior, in a pipeline that has both; diffusion by default.")
     ] = None,
     no_prior: Annotated[bool, typer.Option("--no-prior", help="Text embeddings go to the decoder.")] = False,
     candidates: Annotated[
@@ -101,6 +106,7 @@ def generate(
         stage_steps=_given(stage_steps),
         samplers=samplers,
         use_prior=not no_prior,
+        prior=prior,
         candidates=candidates,
         negative=check_prompts(negative)[0] if negative is not None else None,
         text_guidance=text_guidance,

@@ -49,8 +49,9 @@ QUESTIONS = (
 @dataclass(frozen=True)
 class Settings:
     """embeddings: where the decoder's image embedding comes from: the prior, the bare text embedding, or (as an upper
-    bound) CLIP's embedding of a true picture. steps, guidance, and sampler (the decoder's): None for the pipeline's
-    defaults. batch: scenes at a time. Raises UsageError for values that make no sense."""
+    bound) CLIP's embedding of a true picture. steps, guidance, sampler (the decoder's), and prior ("diffusion" or
+    "ar"): None for the pipeline's defaults. batch: scenes at a time. Raises UsageError for values that make no sense.
+    """
 
     n: int = 500
     seed: int = EVALUATION_SEED
@@ -58,6 +59,7 @@ class Settings:
     steps: int | None = None
     guidance: float | None = None
     sampler: str | None = None
+    prior: Literal["diffusion", "ar"] | None = None
     batch: int = 20
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class Settings:
         parts += [] if self.steps is None else [f"steps {self.steps}"]
         parts += [] if self.guidance is None else [f"guidance {self.guidance:g}"]
         parts += [] if self.sampler is None else [f"decoder sampler {self.sampler}"]
+        parts += [] if self.prior is None else [f"prior {self.prior}"]
         return ", ".join(parts)
 
 
@@ -146,7 +149,7 @@ def draw(
     if settings.embeddings != "image":
         return pipeline.generate(
             captions, settings.steps, seeds=seeds, guidance=settings.guidance, sampler=sampler,
-            use_prior=settings.embeddings == "prior", micro_batch=len(captions),
+            use_prior=settings.embeddings == "prior", prior=settings.prior, micro_batch=len(captions),
         )  # fmt: skip
     true = [Image.fromarray(render(scene, READ_AT)) for scene, _ in scenes]
     z_img = pipeline._encode_images(true)

@@ -1,7 +1,7 @@
 """What is asked for and what comes out of a run. Needs no torch, so that mistakes are found at once."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from pydantic import Field
@@ -22,6 +22,7 @@ class GenerationSettings(Settings):
     stage_steps: dict[str, int] = Field(default_factory=dict)
     samplers: dict[str, str] = Field(default_factory=dict)
     use_prior: bool = True
+    prior: Literal["diffusion", "ar"] | None = None
     candidates: int | None = Field(None, ge=1)
     negative: str | None = None
     text_guidance: float | None = Field(None, ge=0)

@@ -24,6 +24,9 @@ class Kind(NamedTuple):
 KINDS = {
     "clip": Kind("dalle_2.models.clip", "CLIP", "CLIPConfig"),
     "prior": Kind("dalle_2.models.prior", "Prior", "PriorConfig"),
+    "autoregressive_prior": Kind(
+        "dalle_2.models.autoregressive_prior", "AutoregressivePrior", "AutoregressivePriorConfig"
+    ),
     "draft": Kind("dalle_2.models.draft", "Draft", "DraftConfig"),
     "decoder": Kind("dalle_2.models.decoder", "Decoder", "DecoderConfig"),
     "upsampler": Kind("dalle_2.models.upsampler", "Upsampler", "UpsamplerConfig"),

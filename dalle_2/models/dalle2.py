@@ -12,13 +12,22 @@ from torch import Tensor, nn
 
 from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.images import to_pils
+from dalle_2.models.autoregressive_prior import AutoregressivePrior, TokenStep
 from dalle_2.models.candidates import best, scores
 from dalle_2.models.captions import Caption
 from dalle_2.models.decoder import Known
 from dalle_2.models.fit import check_fit, check_sizes, check_width
 from dalle_2.models.modes import evaluating
-from dalle_2.models.parts import Parts, SamplerNames
-from dalle_2.models.stages import StageSettings, named, seed_rows, settled, upscaling
+from dalle_2.models.parts import Parts, PriorName, SamplerNames
+from dalle_2.models.stages import (
+    AUTOREGRESSIVE,
+    StageSettings,
+    named,
+    seed_rows,
+    settled,
+    token_by_token,
+    upscaling,
+)
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.inversion import invert
@@ -27,7 +36,7 @@ from dalle_2.text.prompts import check_prompts, negative_rows
 
 REFINED = 1  # fixed-point iterations a step of inversion: without them the way back ends beside the picture
 
-OnStep: TypeAlias = Callable[[str, Step], None]
+OnStep: TypeAlias = Callable[[str, Step | TokenStep], None]
 Draw: TypeAlias = Callable[[], Tensor]
 
 
@@ -53,6 +62,7 @@ class DALLe2(Parts):
         noise_level: int | None = None,
         tile: int | None = None,
         overlap: int | None = None,
+        prior: PriorName | None = None,
         micro_batch: int | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
@@ -72,6 +82,7 @@ class DALLe2(Parts):
         text_guidance: of the caption in a decoder that reads captions; by default `guidance` goes for both.
         thresholding: how the decoder's guesses are kept in range, "static", "dynamic" or "none".
         noise_level, tile, overlap: of the upsamplers, see `Upsampler.sample`.
+        prior: "diffusion" or "ar", where the pipeline has both; by default the diffusion prior.
         micro_batch: pictures at a time. on_step: called with a stage's name and its `Step` after each step.
 
         Raises UsageError for arguments that make no sense, parts that don't fit each other, an empty prompt;
@@ -82,7 +93,7 @@ class DALLe2(Parts):
             steps, eta, guidance=guidance, stage_steps=stage_steps,
             use_prior=use_prior, last_stage=last_stage, candidates=candidates, sampler=sampler,
             text_guidance=text_guidance, thresholding=thresholding,
-            noise_level=noise_level, tile=tile, overlap=overlap,
+            noise_level=noise_level, tile=tile, overlap=overlap, prior=prior,
         )  # fmt: skip
         rows, against = seed_rows(seeds, len(listed)), negative_rows(negative, len(listed))
         size = self.micro_batch if micro_batch is None else micro_batch
@@ -125,20 +136,24 @@ class DALLe2(Parts):
         candidates: int | None = None,
         sampler: SamplerNames = None,
         negative: Sequence[str] | str | None = None,
+        prior: PriorName | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n d"]:
         """Image embeddings for prompts; without a prior, or with `use_prior` off, the text embeddings.
 
-        candidates, sampler: as in `generate`. Of more than one candidate, and where the decoder has a draft, what
-            comes back is what CLIP saw in the best one's draft.
+        candidates, sampler, prior: as in `generate`. Of more than one candidate, and where the decoder has a draft,
+            what comes back is what CLIP saw in the best one's draft.
         """
         listed = check_prompts(prompts)
-        prior = self.prior if use_prior else None
-        if prior is None:
+        model = self.prior_of(prior) if use_prior else None
+        if model is None:
             return self._encode_text(listed)
-        check_fit(self.clip_encoder, {"prior": prior})
-        chosen = self.sampler_of("prior", prior, sampler)
-        run = settled("prior", prior, self.defaults, steps, eta, guidance, candidates, chosen)
+        check_fit(self.clip_encoder, {"prior": model})
+        if isinstance(model, AutoregressivePrior):
+            run = token_by_token(model, self.defaults, steps, guidance, candidates)
+        else:
+            chosen = self.sampler_of("prior", model, sampler)
+            run = settled("prior", model, self.defaults, steps, eta, guidance, candidates, chosen)
         against = negative_rows(negative, len(listed))
         avoided = self._captions(against) if against else None
         rows = seed_rows(seeds, len(listed))
@@ -286,11 +301,18 @@ class DALLe2(Parts):
         seeds: list[int],
         on_step: OnStep | None,
     ) -> Float[Tensor, "n d"]:
-        prior = self.prior
+        prior = self.prior_of("ar" if run.sampler == AUTOREGRESSIVE else "diffusion")
         assert prior is not None
         tokens = caption.tokens if prior.caption is not None else None
+        if isinstance(prior, AutoregressivePrior) and negative is not None:
+            raise UsageError("an autoregressive prior takes no negative prompt: leave it out, or use the other prior")
 
         def draw() -> Tensor:
+            if isinstance(prior, AutoregressivePrior):
+                return prior.sample_candidates(
+                    caption.z_txt, run.candidates, guidance=run.guidance, tokens=tokens, seeds=seeds,
+                    on_step=_watch("prior", on_step),
+                )  # fmt: skip
             return prior.sample_candidates(
                 caption.z_txt, run.candidates, run.steps, sampler=self.sampler_of("prior", prior, run.sampler),
                 eta=run.eta, guidance=run.guidance, tokens=tokens, negative=negative, seeds=seeds,
@@ -366,5 +388,5 @@ class DALLe2(Parts):
         return x.float()
 
 
-def _watch(stage: str, on_step: OnStep | None) -> Callable[[Step], None] | None:
+def _watch(stage: str, on_step: OnStep | None) -> Callable[[Step | TokenStep], None] | None:
     return None if on_step is None else lambda step: on_step(stage, step)

@@ -3,28 +3,42 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
 from dalle_2.errors import UsageError
+from dalle_2.models.autoregressive_prior import AutoregressivePrior
 from dalle_2.models.checkpoints import load_model
 from dalle_2.models.decoder import Decoder, require_eta
 from dalle_2.models.diffusion import Diffusion
 from dalle_2.models.fit import Encoder, check_fit
 from dalle_2.models.placement import choose_device, choose_dtype, lies_on
 from dalle_2.models.prior import Prior
-from dalle_2.models.stages import StageDefaults, StageSettings, named, of_stage, settled, upsampled
+from dalle_2.models.stages import (
+    StageDefaults,
+    StageSettings,
+    named,
+    of_stage,
+    settled,
+    token_by_token,
+    upsampled,
+)
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.sampler import Sampler
 from dalle_2.sampling.samplers import sampler as sampler_named
 
-PAINTER = "decoder-inpaint"
-ALTERNATIVES = {PAINTER: "decoder"}  # roles of parts beside the usual ones, and what their files hold
+AUTOREGRESSIVE, PAINTER = "prior-ar", "decoder-inpaint"
+# Roles of parts beside the usual ones, and what their files hold.
+ALTERNATIVES = {AUTOREGRESSIVE: "autoregressive_prior", PAINTER: "decoder"}
 
+PRIORS = ("prior", "autoregressive_prior")
+
+PriorName = Literal["diffusion", "ar"]
+Stage: TypeAlias = Diffusion | AutoregressivePrior
 SamplerNames: TypeAlias = str | Mapping[str, str] | None  # of every diffusion stage, or by stage
 
 # A part is given as it is, as its weight file, or as something that makes it when it is first needed.
@@ -40,7 +54,8 @@ class Parts:
     clip_encoder: by default `CLIPEncoder()`.
     prior_sampler, decoder_sampler: used unless a call names another one; by default DDIM with each part's own noise
         table.
-    alternatives: further parts by role: "decoder-inpaint", a decoder that was trained to fill holes.
+    alternatives: further parts by role: "prior-ar", an autoregressive prior, and "decoder-inpaint", a decoder that was
+        trained to fill holes.
     device, dtype: names, or PyTorch's objects. Weights stay in float32; with a smaller dtype the networks run
         under autocast.
     defaults, name, fingerprint: what a pipeline folder says of itself.
@@ -87,11 +102,13 @@ class Parts:
         self._clip_encoder = encoder
 
     @property
-    def prior(self) -> Prior | None:
+    def prior(self) -> Prior | AutoregressivePrior | None:
         """Text embeddings to image embeddings; None for a pipeline that has none."""
         if self._prior is not None:
-            self._prior = self._loaded(self._prior, "prior")
-        return self._prior  # type: ignore[return-value]
+            self._prior = self._loaded(self._prior, None)
+            if not isinstance(self._prior, Prior | AutoregressivePrior):
+                raise UsageError(f"a {type(self._prior).__name__} is no prior: give one of the two kinds")
+        return self._prior
 
     @prior.setter
     def prior(self, prior: Source | None) -> None:
@@ -128,12 +145,29 @@ class Parts:
         self._alternatives[role] = self._loaded(self._alternatives[role], ALTERNATIVES[role])
         return self._alternatives[role]  # type: ignore[return-value]
 
+    def prior_of(self, name: PriorName | None = None) -> Prior | AutoregressivePrior | None:
+        """The prior of that name, by default the diffusion prior where there is one.
+
+        Raises UsageError for a prior that the pipeline doesn't have.
+        """
+        if name is None:
+            return self.prior
+        if name == "ar" and AUTOREGRESSIVE in self._alternatives:
+            return self._alternative(AUTOREGRESSIVE)  # type: ignore[return-value]
+        if name not in ("ar", "diffusion"):
+            raise UsageError(f"a prior is 'diffusion' or 'ar', got {name!r}")
+        wanted = AutoregressivePrior if name == "ar" else Prior
+        if not isinstance(self.prior, wanted):
+            words = "autoregressive" if name == "ar" else "diffusion"
+            raise UsageError(f"this pipeline has no {words} prior: leave the prior out, or use a pipeline that has one")
+        return self.prior
+
     @property
     def painter(self) -> Decoder:
         """The decoder that pictures with holes go to: one that was trained for them where there is one."""
         return self._alternative(PAINTER) if PAINTER in self._alternatives else self.decoder  # type: ignore[return-value]
 
-    def _loaded(self, source: Source, kind: str) -> nn.Module:
+    def _loaded(self, source: Source, kind: str | None) -> nn.Module:
         if isinstance(source, nn.Module):
             return source if lies_on(source, self.device) else source.to(self.device)
         model = load_model(source, kind) if isinstance(source, str | Path) else source()
@@ -151,18 +185,20 @@ class Parts:
 
     # Stages
 
-    def stages(self, *, use_prior: bool = True, last_stage: str | None = None) -> dict[str, Diffusion]:
-        """The diffusion stages of a run by name, in order: "prior", "decoder", "upsampler-256".
+    def stages(
+        self, *, use_prior: bool = True, last_stage: str | None = None, prior: PriorName | None = None
+    ) -> dict[str, Stage]:
+        """The stages of a run by name, in order: "prior", "decoder", "upsampler-256".
 
-        Raises UsageError for a last stage that doesn't exist or makes no picture.
+        Raises UsageError for a last stage that doesn't exist or makes no picture, and a prior that isn't there.
         """
-        prior = self.prior if use_prior else None
+        first = self.prior_of(prior) if use_prior else None
         pictures: dict[str, Diffusion] = {"decoder": self.decoder, **named(self.upsamplers)}
         last = last_stage or list(pictures)[-1]
         if last not in pictures:
             raise UsageError(f"no stage {last!r} makes pictures here: say {' or '.join(pictures)}")
         wanted = list(pictures)[: list(pictures).index(last) + 1]
-        return ({"prior": prior} if prior else {}) | {name: pictures[name] for name in wanted}
+        return ({"prior": first} if first else {}) | {name: pictures[name] for name in wanted}
 
     def settings(
         self,
@@ -180,23 +216,27 @@ class Parts:
         noise_level: int | None = None,
         tile: int | None = None,
         overlap: int | None = None,
+        prior: PriorName | None = None,
     ) -> dict[str, StageSettings]:
         """What `generate` would run with the same arguments, by stage.
 
         Loads the parts and checks that they fit. Raises UsageError for all that `generate` would refuse.
         """
         require_eta(eta)
-        stages = self.stages(use_prior=use_prior, last_stage=last_stage)
+        stages = self.stages(use_prior=use_prior, last_stage=last_stage, prior=prior)
         check_fit(self.clip_encoder, stages)
         scales = {"decoder": float(guidance)} if isinstance(guidance, int | float) else dict(guidance or {})
         own_steps = dict(stage_steps or {})
         self._check_names(scales, own_steps)
         settings = {}
         for name, model in stages.items():
-            wish = of_stage(own_steps, name, steps), of_stage(scales, name, None)
-            drawn = candidates if name == "prior" else None
+            scale, drawn = of_stage(scales, name, None), candidates if name == "prior" else None
+            if isinstance(model, AutoregressivePrior):
+                settings[name] = token_by_token(model, self.defaults, own_steps.get(name), scale, drawn)
+                continue
             chosen = self.sampler_of(name, model, sampler)
-            settings[name] = settled(name, model, self.defaults, wish[0], eta, wish[1], drawn, chosen)
+            wished = of_stage(own_steps, name, steps)
+            settings[name] = settled(name, model, self.defaults, wished, eta, scale, drawn, chosen)
             if isinstance(model, Upsampler):
                 settings[name] = upsampled(settings[name], model, noise_level, tile, overlap)
         self._check_reads(text_guidance)

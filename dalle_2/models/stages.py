@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
+from dalle_2.models.autoregressive_prior import AutoregressivePrior
 from dalle_2.models.decoder import require_eta
 from dalle_2.models.diffusion import Diffusion
 from dalle_2.models.upsampler import Upsampler
@@ -17,6 +18,7 @@ from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.sampler import Sampler
 
 V = TypeVar("V")
+AUTOREGRESSIVE = "autoregressive"  # stands where a diffusion stage has the name of its sampler
 
 
 class StageDefaults(Settings):
@@ -70,14 +72,42 @@ def settled(
     guidance = of_stage(defaults.guidance, name, own.guidance) if guidance is None else guidance
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T:
         raise UsageError(f"steps must be a whole number from 1 to {T} for the {name}, got {steps}")
-    if not 0 <= guidance < float("inf"):
-        raise UsageError(f"guidance must be a number from 0 up for the {name}, got {guidance}; 1 is off")
-    wanted = getattr(own, "candidates", 1) if candidates is None else candidates
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-        raise UsageError(f"candidates must be a whole number from 1 up, got {wanted}; 1 keeps what is drawn first")
+    guidance = _checked_guidance(name, guidance)
+    wanted = _checked_candidates(getattr(own, "candidates", 1) if candidates is None else candidates)
     sampler = sampler or DDIMSampler(model.noise_scheduler)
     sampler.check(model, eta)
-    return StageSettings(steps, float(guidance), eta, wanted, sampler.name)
+    return StageSettings(steps, guidance, eta, wanted, sampler.name)
+
+
+def token_by_token(
+    model: AutoregressivePrior,
+    defaults: StageDefaults,
+    steps: int | None = None,
+    guidance: float | None = None,
+    candidates: int | None = None,
+) -> StageSettings:
+    """The settings of an autoregressive prior, which takes a step a component and no sampler.
+
+    Raises UsageError for another number of steps, guidance below 0, and fewer candidates than one.
+    """
+    if steps not in (None, model.components):
+        raise UsageError(f"an autoregressive prior takes {model.components} steps, one a component, got {steps}")
+    scale = of_stage(defaults.guidance, "prior", model.config.guidance) if guidance is None else guidance
+    scale = _checked_guidance("prior", scale)
+    wanted = _checked_candidates(model.config.candidates if candidates is None else candidates)
+    return StageSettings(model.components, scale, 0.0, wanted, AUTOREGRESSIVE)
+
+
+def _checked_guidance(name: str, guidance: float) -> float:
+    if not 0 <= guidance < float("inf"):
+        raise UsageError(f"guidance must be a number from 0 up for the {name}, got {guidance}; 1 is off")
+    return float(guidance)
+
+
+def _checked_candidates(wanted: int) -> int:
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise UsageError(f"candidates must be a whole number from 1 up, got {wanted}; 1 keeps what is drawn first")
+    return wanted
 
 
 def upsampled(

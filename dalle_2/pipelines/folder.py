@@ -16,7 +16,7 @@ from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.fit import Encoder
-from dalle_2.models.parts import ALTERNATIVES
+from dalle_2.models.parts import ALTERNATIVES, PRIORS
 from dalle_2.models.stages import StageDefaults, named
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.card import default_card
@@ -144,7 +144,10 @@ def _move(aside: Path, folder: Path) -> None:
 
 
 def _source(folder: Path, manifest: Manifest, role: str) -> Callable[[], nn.Module]:
-    return partial(_load_part, folder, manifest.parts[role], ALTERNATIVES.get(role, role.partition("-")[0]))
+    part = manifest.parts[role]
+    # A pipeline may have an autoregressive prior alone.
+    kind = part.kind if role == "prior" and part.kind in PRIORS else ALTERNATIVES.get(role, role.partition("-")[0])
+    return partial(_load_part, folder, part, kind)
 
 
 def _load_part(folder: Path, part: Part, kind: str) -> nn.Module:

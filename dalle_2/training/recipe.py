@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
+from dalle_2.models.autoregressive_prior import AutoregressivePriorConfig
 from dalle_2.models.clip import CLIPConfig
 from dalle_2.models.decoder import DecoderConfig
 from dalle_2.models.decoder_unet import DecoderUNetConfig
@@ -92,6 +93,27 @@ class PriorStage(Settings):
         return self
 
 
+class AutoregressivePriorStage(Settings):
+    """The autoregressive prior; `config.dim` and the spaces follow from CLIP and the embeddings.
+
+    directions: how many principal ones of an image embedding are drawn, at most; the paper keeps 319 of 1024.
+    explained: no more of them than explain this share of the variance, 0.99 for example. caption, text: as for the
+    prior.
+    """
+
+    caption: Reader | None = None
+    text: TextConfig = TextConfig()
+    directions: int = Field(default=319, ge=1)
+    explained: float | None = Field(default=None, gt=0, lt=1)
+    config: AutoregressivePriorConfig = AutoregressivePriorConfig()
+    run: RunSettings = RunSettings(images=100_000, batch=256)
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        check_caption(self.config.caption, "prior_ar")
+        return self
+
+
 class DraftStage(Settings):
     """The draft that the decoder then works on; `config.z_dim` and the space follow from CLIP and the embeddings.
 
@@ -170,7 +192,8 @@ class Recipe(Settings):
 
     `embeddings`: how many pairs of a procedural data set are embedded for the later stages; a folder is always
     embedded whole. `directions`: how many principal directions of an image embedding, at most, prior, decoder and
-    upsampler see; by default all of it. `upsampler_2` goes on from the pictures of `upsampler`.
+    upsampler see; by default all of it. `prior_ar` is an autoregressive prior beside the diffusion prior.
+    `upsampler_2` goes on from the pictures of `upsampler`.
     """
 
     name: str
@@ -180,6 +203,7 @@ class Recipe(Settings):
     directions: int | None = Field(default=None, ge=1)
     clip: ClipStage = ClipStage()
     prior: PriorStage = PriorStage()
+    prior_ar: AutoregressivePriorStage | None = None
     draft: DraftStage | None = None
     decoder: DecoderStage = DecoderStage()
     decoder_inpaint: InpaintStage | None = None

@@ -19,7 +19,7 @@ from dalle_2.errors import CheckpointError, ConfigError, UsageError
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
-from dalle_2.models.parts import PAINTER
+from dalle_2.models.parts import AUTOREGRESSIVE, PAINTER
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.folder import save
 from dalle_2.pipelines.manifest import read_manifest, sha256
@@ -30,6 +30,7 @@ from dalle_2.training.ground import Ground
 from dalle_2.training.progress import Counting, Reporter, Silent, Telling, relay_to
 from dalle_2.training.recipe import Recipe, UpsamplerStage
 from dalle_2.training.stages import ASIDE, BASES, STAGES, UPSAMPLERS
+from dalle_2.training.train_autoregressive_prior import train_autoregressive_prior
 from dalle_2.training.train_clip import train_clip
 from dalle_2.training.train_decoder import train_decoder
 from dalle_2.training.train_draft import train_draft
@@ -43,7 +44,10 @@ PROCEDURAL_LENGTH = 100_000_000
 SHOWN = ("save_every", "preview_every", "log_interval")  # settings of a run that its result does not follow from
 LENGTH = ("images", "warmup")  # and those that may grow between two starts
 # Settings of a model that only drawing with it depends on.
-SAMPLING = ("steps", "guidance", "text_guidance", "threshold", "candidates", "noise_level")
+SAMPLING = (
+    "steps", "guidance", "text_guidance", "threshold", "candidates", "noise_level",
+    "temperature", "top_k", "top_p", "dot_percentile",
+)  # fmt: skip
 FREE = SHOWN + LENGTH + SAMPLING
 ANY_SIZE = 16  # what a folder holds doesn't depend on the size its pictures are read at
 
@@ -139,7 +143,7 @@ class Training:
         if not self._begun(stage).exists():
             atomic_write_text(self._begun(stage), json.dumps(identity, indent=2))
         run: dict[str, Callable[[], None]] = {
-            "clip": self._clip, "prior": self._prior, "draft": self._draft,
+            "clip": self._clip, "prior": self._prior, "prior_ar": self._prior_ar, "draft": self._draft,
             "decoder": self._decoder, "decoder_inpaint": self._inpaint,
             **{name: partial(self._upsampler, name) for name in UPSAMPLERS},
         }  # fmt: skip
@@ -167,6 +171,10 @@ class Training:
 
     def _prior(self) -> None:
         train_prior(self.recipe.prior, self.ground, self.run / "prior")
+
+    def _prior_ar(self) -> None:
+        assert self.recipe.prior_ar is not None
+        train_autoregressive_prior(self.recipe.prior_ar, self.ground, self.run / "prior_ar")
 
     def _draft(self) -> None:
         stage = self.recipe.draft
@@ -335,7 +343,8 @@ class Training:
         encoder = self.encoder
         if isinstance(encoder.model, CLIP):
             encoder = CLIPEncoder(encoder.model.without_side_tasks(), tokenizer=encoder.tokenizer)
-        others = {PAINTER: self._file("decoder_inpaint")} if self.recipe.decoder_inpaint else {}
+        beside = {AUTOREGRESSIVE: "prior_ar", PAINTER: "decoder_inpaint"}
+        others = {role: self._file(name) for role, name in beside.items() if name in self.recipe.stages}
         pipeline = DALLe2(
             self._file("prior"), self._file("decoder"), encoder, upsampler_paths=upsamplers, alternatives=others
         )

@@ -26,11 +26,12 @@ from dalle_2.training.remote import Mirror
 from dalle_2.training.state import load_state, save_state
 from dalle_2.weights.checkpoint import load_tensors
 
-ModelType = Literal["clip", "prior", "draft", "decoder", "upsampler"]
+ModelType = Literal["clip", "prior", "autoregressive_prior", "draft", "decoder", "upsampler"]
 Batch = dict[str, Tensor]
 
 MOST_SKIPPED = 10
 PREVIEWED = ("decoder", "upsampler")
+TRANSFORMERS = ("clip", "prior", "autoregressive_prior")
 
 
 @runtime_checkable
@@ -124,7 +125,7 @@ class DALLe2Trainer:
         self._mirror = Mirror.of(save_dir, is_aws=is_aws)
         self.save_dir = self._mirror.folder
         self.device = next(model.parameters()).device
-        self.dtype = choose_dtype(self.settings.dtype, self.device, transformer=model_type in ("clip", "prior"))
+        self.dtype = choose_dtype(self.settings.dtype, self.device, transformer=model_type in TRANSFORMERS)
         self.ema = EMA(model, self.settings.ema_halflife) if self.settings.ema_halflife else None
         self.images, self.steps, self.seconds, self.skipped = 0, 0, 0.0, 0
         self._read = 0  # batches taken from the dataloader, which a caller's own train_step has no part in

@@ -1,5 +1,9 @@
-"""Self-attention over tokens. Shape letters: B batch, N tokens, D width, H heads, K width of one head."""
+"""Self-attention over tokens.
 
+Shape letters: B batch, N tokens, M tokens looked at, D width, H heads, K width of one head.
+"""
+
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, autocast, is_grad_enabled, nn
@@ -12,12 +16,13 @@ def attend(
     k_BHMK: Float[Tensor, "B H M K"],
     v_BHMK: Float[Tensor, "B H M K"],
     *,
-    keep: Bool[Tensor, "..."] | None = None,
+    keep: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
     causal: bool = False,
 ) -> Float[Tensor, "B H N K"]:
     """softmax(q kᵀ / √K) v by PyTorch's fused kernel, in the dtype of `q`.
 
-    keep: broadcastable to (B, H, N, M); True where a query may look. `causal` and `keep` exclude each other.
+    keep: broadcastable to (B, H, N, M); True where a query may look, or numbers that are added to the scores.
+    `causal` and `keep` exclude each other.
     """
     dtype = q_BHNK.dtype
     # The fused kernel's backward pass in half precision was four times slower than in float32, measured on a CPU
@@ -60,10 +65,37 @@ class SelfAttention(nn.Module):
     def last(
         self, x_BND: Float[Tensor, "B N D"], keep: Bool[Tensor, "B 1 N N"] | None = None
     ) -> Float[Tensor, "B 1 D"]:
-        """What `forward` gives at the last token, which sees all of them, causal or not."""
+        """What `forward` gives at the last token, which sees all that `keep` allows, causal or not."""
         q_BHNK, k_BHNK, v_BHNK = self._heads_of(x_BND)
-        seen = None if keep is None else keep[:, :, -1:]
-        return self._merged(attend(q_BHNK[:, :, -1:], k_BHNK, v_BHNK, keep=seen))
+        return self._merged(attend(q_BHNK[:, :, -1:], k_BHNK, v_BHNK, keep=None if keep is None else keep[:, :, -1:]))
+
+    def prefill(
+        self,
+        x_BND: Float[Tensor, "B N D"],
+        store_2BHMK: Float[Tensor, "2 B H M K"],
+        keep: Bool[Tensor, "B 1 N N"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """What `forward` gives; keys and values become the first N of the store."""
+        q_BHNK, *kv = self._heads_of(x_BND)
+        store_2BHMK[:, :, :, : x_BND.shape[1]] = torch.stack(kv)
+        return self._merged(attend(q_BHNK, kv[0], kv[1], keep=keep, causal=self.causal and keep is None))
+
+    def step(
+        self,
+        x_B1D: Float[Tensor, "B 1 D"],
+        store_2BHMK: Float[Tensor, "2 B H M K"],
+        position: int,
+        bias: Float[Tensor, "B 1 1 N"] | None = None,
+    ) -> Float[Tensor, "B 1 D"]:
+        """What `forward` gives at token `position`, the ones before it being in the store, where it is put too.
+
+        Views instead of einops here: a token's attention takes microseconds, as long as einops itself.
+        """
+        B, _, D = x_B1D.shape
+        qkv_B3HK = self.qkv(x_B1D).view(B, 3, self.heads, D // self.heads)
+        store_2BHMK[:, :, :, position] = qkv_B3HK[:, 1:].transpose(0, 1)
+        k_BHNK, v_BHNK = store_2BHMK[:, :, :, : position + 1].unbind(0)
+        return self.out(attend(qkv_B3HK[:, 0, :, None], k_BHNK, v_BHNK, keep=bias).reshape(B, 1, D))
 
     def _heads_of(self, x_BND: Float[Tensor, "B N D"]) -> tuple[Tensor, ...]:
         return rearrange(self.qkv(x_BND), "B N (three H K) -> three B H N K", three=3, H=self.heads).unbind(0)

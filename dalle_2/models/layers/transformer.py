@@ -8,8 +8,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dalle_2.errors import ConfigError
+from dalle_2.errors import ConfigError, UsageError
 from dalle_2.models.layers.attention import SelfAttention
+from dalle_2.models.layers.kv_cache import KVCache
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -51,14 +52,35 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], keep: Bool[Tensor, "b 1 n n"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        x = x + self.dropout(self.attention(self.norm_1(x), keep))
-        return x + self.dropout(self.mlp(self.norm_2(x)))
+        return self._mixed(x, self.attention(self.norm_1(x), keep))
 
     def last(
         self, x: Float[Tensor, "b n d"], keep: Bool[Tensor, "b 1 n n"] | None = None
     ) -> Float[Tensor, "b 1 d"]:
         """What `forward` gives at the last token, without the work for the others."""
-        x = x[:, -1:] + self.dropout(self.attention.last(self.norm_1(x), keep))
+        return self._mixed(x[:, -1:], self.attention.last(self.norm_1(x), keep))
+
+    def prefill(
+        self,
+        x: Float[Tensor, "b n d"],
+        store: Float[Tensor, "2 b h m k"],
+        keep: Bool[Tensor, "b 1 n n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """What `forward` gives; keys and values stay in the store."""
+        return self._mixed(x, self.attention.prefill(self.norm_1(x), store, keep))
+
+    def step(
+        self,
+        x: Float[Tensor, "b 1 d"],
+        store: Float[Tensor, "2 b h m k"],
+        position: int,
+        bias: Float[Tensor, "b 1 1 n"] | None = None,
+    ) -> Float[Tensor, "b 1 d"]:
+        """What `forward` gives at the token of that position, those before it being in the store."""
+        return self._mixed(x, self.attention.step(self.norm_1(x), store, position, bias))
+
+    def _mixed(self, x: Float[Tensor, "b n d"], attended: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
@@ -85,7 +107,7 @@ class Transformer(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ConfigError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
-        self.causal = causal
+        self.causal, self.width, self.heads = causal, width, heads
         self.blocks = nn.ModuleList(
             Block(
                 width,
@@ -119,6 +141,36 @@ class Transformer(nn.Module):
             x = earlier(x, keep)
         assert isinstance(block, Block)
         return block.last(x, keep)[:, 0]
+
+    # Token by token: `prefill` reads the first tokens together, `step` one more at a time
+
+    def cache(self, rows: int, tokens: int, valid: Bool[Tensor, "b n"] | None = None) -> KVCache:
+        """Room for that many tokens of each row. valid: of the first ones, those that `prefill` reads, as in `forward`.
+
+        Raises UsageError if tokens see those after them, whose keys are not known yet.
+        """
+        if not self.causal:
+            raise UsageError("only a causal transformer can be read token by token: build it with causal=True")
+        like = next(self.parameters(), torch.empty(0))
+        reduced = torch.is_autocast_enabled(like.device.type)
+        dtype = torch.get_autocast_dtype(like.device.type) if reduced else like.dtype
+        size = (len(self.blocks), rows, self.heads, tokens, self.width // self.heads)
+        return KVCache(*size, valid=valid, device=like.device, dtype=dtype)
+
+    def prefill(self, x: Float[Tensor, "b n d"], cache: KVCache) -> Float[Tensor, "b n d"]:
+        """What `forward` gives for the first tokens, which an empty cache then holds."""
+        cache.advance(x.shape[1])
+        keep = None if cache.valid is None else self._keep(cache.valid)
+        for block, store in zip(self.blocks, cache.stores, strict=True):
+            x = block.prefill(x, store, keep)  # type: ignore[operator]
+        return x
+
+    def step(self, x: Float[Tensor, "b 1 d"], cache: KVCache) -> Float[Tensor, "b 1 d"]:
+        """What `forward` gives for one more token, at the cost of that token alone."""
+        position, bias = cache.advance(1), cache.bias()
+        for block, store in zip(self.blocks, cache.stores, strict=True):
+            x = block.step(x, store, position, bias)  # type: ignore[operator]
+        return x
 
     def _keep(self, valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
         n = valid.shape[1]

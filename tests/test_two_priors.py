@@ -1,0 +1,94 @@
+"""A pipeline with both priors: trained by one recipe, each called by its name, everywhere."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_inpaint_training import SMALL
+
+import dalle_2
+from dalle_2 import DALLe2
+from dalle_2.cli.main import main
+from dalle_2.errors import UsageError
+from dalle_2.metadata import read_metadata
+from dalle_2.models.autoregressive_prior import AutoregressivePrior
+from dalle_2.models.prior import Prior
+from dalle_2.presets import resolve
+from dalle_2.training.train import Training
+
+RED = "a red circle"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    changes = [
+        *SMALL, "prior_ar.run.images=128", "prior_ar.run.batch=32", "prior_ar.directions=8", "prior_ar.caption=clip",
+        "prior_ar.config.width=16", "prior_ar.config.depth=1", "prior_ar.config.heads=2", "prior_ar.config.buckets=16",
+    ]  # fmt: skip
+    recipe = resolve(["shapes-micro"], changes=changes)
+    made = Training(recipe, tmp_path_factory.mktemp("two") / "out", say=lambda line: None).train()
+    assert made is not None
+    return made
+
+
+@pytest.fixture
+def pipeline(folder: Path) -> DALLe2:
+    return dalle_2.load(folder, device="cpu")
+
+
+def test_each_prior_is_called_by_its_name(pipeline: DALLe2) -> None:
+    assert isinstance(pipeline.prior_of("ar"), AutoregressivePrior)
+    assert isinstance(pipeline.prior_of("diffusion"), Prior)
+    assert pipeline.prior_of() is pipeline.prior
+    ar, diffusion = (pipeline.embed([RED], seeds=1, prior=name, candidates=1) for name in ("ar", "diffusion"))
+    assert not torch.allclose(ar, diffusion)
+    assert torch.equal(diffusion, pipeline.embed([RED], seeds=1, candidates=1))
+    assert float(ar.norm()) == pytest.approx(1, abs=1e-4)
+
+
+def test_both_draw_pictures_with_candidates_and_seeds(pipeline: DALLe2) -> None:
+    one = pipeline.generate([RED, "a blue star"], seeds=[4, 5], prior="ar")
+    alone = pipeline.generate(["a blue star"], seeds=[5], prior="ar")
+    assert torch.allclose(one[1:], alone, atol=2 / 255)
+    plan = pipeline.settings(prior="ar", steps=3)
+    prior = pipeline.prior_of("ar")
+    assert isinstance(prior, AutoregressivePrior)
+    assert plan["prior"].steps == prior.components  # a step a component, whatever the others take
+    assert plan["decoder"].steps == 3
+
+
+def test_its_steps_are_told(pipeline: DALLe2) -> None:
+    seen: list[tuple[str, int, int]] = []
+    pipeline.generate([RED], prior="ar", on_step=lambda stage, step: seen.append((stage, step.index, step.total)))
+    assert [one for one in seen if one[0] == "prior"] == [("prior", k, 8) for k in range(8)]
+
+
+def test_what_only_the_other_takes_is_refused(pipeline: DALLe2, micro_pipeline: Path) -> None:
+    with pytest.raises(UsageError, match="takes no negative prompt"):
+        pipeline.generate([RED], prior="ar", negative="a star")
+    with pytest.raises(UsageError, match="takes 8 steps, one a component, got 3"):
+        pipeline.generate([RED], prior="ar", stage_steps={"prior": 3})
+    with pytest.raises(UsageError, match="no autoregressive prior"):
+        dalle_2.load(micro_pipeline, device="cpu").generate([RED], prior="ar")
+
+
+def test_an_autoregressive_prior_may_be_the_only_one(pipeline: DALLe2, tmp_path: Path) -> None:
+    only = DALLe2(pipeline.prior_of("ar"), pipeline.decoder, pipeline.clip_encoder, device="cpu")
+    drawn = only.generate([RED], seeds=2, last_stage="decoder")
+    again = dalle_2.load(dalle_2.save(only, tmp_path / "only", dtype=None), device="cpu")
+    assert torch.allclose(again.generate([RED], seeds=2, last_stage="decoder"), drawn, atol=1e-5)
+    assert isinstance(again.prior, AutoregressivePrior)
+    with pytest.raises(UsageError, match="no diffusion prior"):
+        again.generate([RED], prior="diffusion")
+
+
+def test_the_command_line_knows_both(folder: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", RED, "--prior", "ar", "--pipeline", str(folder), "--device", "cpu"]) == 0
+    (path,) = Path("generations").glob("*.png")
+    metadata = read_metadata(path)
+    assert metadata is not None
+    assert metadata["sampler"]["prior"] == "autoregressive"
+    assert main(["generate", RED, "--prior", "arr", "--pipeline", str(folder)]) == 2
+    assert "arr" in capsys.readouterr().err
+    evaluated = ["evaluate", "--prior", "ar", "--n", "2", "--splits", "a", "--pipeline", str(folder), "--quiet"]
+    assert main([*evaluated, "--device", "cpu"]) == 0
