@@ -18,6 +18,7 @@ from dalle_2.models.diffusion import Diffusion
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.upsampler import PAPER_256, PAPER_1024, UpsamplerConfig, blur, enlarge, random_crop, shrink
 from dalle_2.paths import shipped_pipelines
+from dalle_2.sampling.noise import PictureNoise
 from dalle_2.weights.checkpoint import load_checkpoint
 
 # Noising and the loss
@@ -358,6 +359,15 @@ def test_the_noise_level_reaches_network_and_picture() -> None:
     for level in (-1, 21):
         with pytest.raises(UsageError, match=f"noise_level must be a whole number from 0 to 20 .*, got {level}"):
             model.sample(z, low_res, 2, noise_level=level)
+
+
+def test_the_noise_of_small_pictures_is_not_that_of_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, drawn = upsampler(noise_levels=20), []
+    monkeypatch.setattr(model, "at_level", lambda low_res, eps, level: (drawn.append(eps), low_res)[1])
+    model.sample(None, torch.zeros(2, 3, 8, 8), 1, seeds=[1, 2], noise_level=20)
+    (eps,) = drawn
+    assert not torch.allclose(eps, PictureNoise([1, 2], "upsampler-16").normal(eps.shape))
+    assert not torch.allclose(eps[0], eps[1])
 
 
 def test_an_upsampler_without_levels_ignores_them_and_has_no_weights_for_them() -> None:
