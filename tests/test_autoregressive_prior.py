@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from training_rig import DIM, autoregressive_prior, awake, generator, noise
+from training_rig import DIM, TOWER, autoregressive_prior, awake, generator, noise
 
+from dalle_2 import CLIP, CLIPEncoder, Shapes
 from dalle_2.config import parse
 from dalle_2.data.embeddings import EmbeddingStore, build_store
 from dalle_2.errors import ConfigError, UsageError
@@ -22,14 +23,11 @@ from dalle_2.models.autoregressive_prior import (
 )
 from dalle_2.models.checkpoints import load_model, save_model
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.training.ground import Ground
 from dalle_2.training.progress import Silent
-from dalle_2.training.recipe import RunSettings
-from dalle_2.training.train_autoregressive_prior import (
-    AutoregressivePriorStage,
-    drawn_space,
-    train_autoregressive_prior,
-)
+from dalle_2.training.recipe import AutoregressivePriorStage, RunSettings
+from dalle_2.training.train_autoregressive_prior import drawn_space, train_autoregressive_prior
 
 CONTEXT, TEXT_WIDTH = 5, 6
 READS_TEXT = {"context": CONTEXT, "text_width": TEXT_WIDTH}
@@ -380,9 +378,16 @@ def stage(**changes: Any) -> AutoregressivePriorStage:
     return AutoregressivePriorStage.model_validate({"config": config, "run": run, **changes})
 
 
+def ground(store: EmbeddingStore) -> Ground:
+    """A ground of embeddings, which no CLIP is asked for and no caption goes with."""
+    clip = CLIP.from_config({"vision": TOWER | {"image_size": 8, "patch": 4}, "text": TOWER, "embed_dim": 10})
+    encoder = CLIPEncoder(clip, tokenizer=Tokenizer.train(["a red circle"], 280, 32))
+    return Ground(encoder, Shapes(8, 10), store, None, 0, Silent())
+
+
 def test_the_stage_trains_a_prior_on_embeddings(store: EmbeddingStore, tmp_path: Path) -> None:
-    path = train_autoregressive_prior(stage(directions=4), Ground(store, True, None, 0, Silent()), tmp_path)
-    assert path == tmp_path / "autoregressive_prior.safetensors"
+    path = train_autoregressive_prior(stage(directions=4), ground(store), tmp_path / "prior_ar")
+    assert path == tmp_path / "prior_ar" / "prior_ar.safetensors"
     model = load_model(path)
     assert isinstance(model, AutoregressivePrior)
     assert (model.components, model.config.dim) == (4, 10)
@@ -398,7 +403,7 @@ def test_the_stage_trains_a_prior_on_embeddings(store: EmbeddingStore, tmp_path:
 
 def test_more_directions_than_rows_are_none(store: EmbeddingStore, tmp_path: Path) -> None:
     few = build_store(tmp_path / "few", 6, lambda rows: store.batch(list(rows)), dim=10, encoder_id="c", data_id="d")
-    path = train_autoregressive_prior(stage(), Ground(few, True, None, 0, Silent()), tmp_path)
+    path = train_autoregressive_prior(stage(), ground(few), tmp_path)
     model = load_model(path)
     assert isinstance(model, AutoregressivePrior)
     assert model.components <= 6
