@@ -191,7 +191,8 @@ def test_the_command_leaves_a_report(micro_pipeline: Path, tmp_path: Path, capsy
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "one-object.png", "report.json", "report.md"]
     report = json.loads((out / "report.json").read_text())
     assert report["settings"] == {
-        "n": 2, "seed": 5, "embeddings": "prior", "steps": 1, "guidance": None, "sampler": None, "prior": None, "batch": 20
+        "n": 2, "seed": 5, "embeddings": "prior", "steps": 1, "guidance": None, "sampler": None, "prior": None,
+        "batch": 20,
     }  # fmt: skip
     assert [result["question"]["name"] for result in report["results"]] == ["a", "one object"]
     assert len(report["fingerprint"]) == 64

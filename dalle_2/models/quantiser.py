@@ -32,7 +32,8 @@ class Quantiser(nn.Module):
 
     def __init__(self, components: int, buckets: int) -> None:
         super().__init__()
-        normal = fit(_normal_quantiles(buckets), buckets)
+        with torch.device("cpu"):  # they are computed even where the model has shapes only
+            normal = fit(_normal_quantiles(buckets), buckets)
         self.register_buffer("edges", normal.edges.expand(components, -1).clone())
         self.register_buffer("centres", normal.centres.expand(components, -1).clone())
 

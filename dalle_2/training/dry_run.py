@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle_2.errors import UsageError
+from dalle_2.models.autoregressive_prior import AutoregressivePrior
 from dalle_2.models.clip import CLIP
 from dalle_2.models.decoder import Decoder
 from dalle_2.models.draft import Draft
@@ -100,6 +101,7 @@ def untrained(recipe: Recipe, stage: str) -> nn.Module:
     builders: Mapping[str, Callable[[Recipe], nn.Module]] = {
         "clip": lambda whole: CLIP(whole.clip.config),
         "prior": _prior,
+        "prior_ar": _prior_ar,
         "draft": _draft,
         "decoder": _decoder,
         "upsampler": lambda whole: _upsampler(whole, "upsampler"),
@@ -113,8 +115,16 @@ def untrained(recipe: Recipe, stage: str) -> nn.Module:
 def _prior(recipe: Recipe) -> nn.Module:
     stage, dim = recipe.prior, _dim(recipe)
     text = _text(stage.caption, stage.text, recipe.clip)
-    filled = {"dim": dim, "caption": text, "space": _space(recipe)}
+    filled = {"dim": dim, "caption": text, "space": _space(dim, _width(recipe))}
     return Prior(config=stage.config.model_copy(update=filled))
+
+
+def _prior_ar(recipe: Recipe) -> nn.Module:
+    stage, dim = recipe.prior_ar, _dim(recipe)
+    assert stage is not None
+    text = _text(stage.caption, stage.text, recipe.clip)
+    filled = {"dim": dim, "caption": text, "space": _space(dim, min(stage.directions, dim))}
+    return AutoregressivePrior(stage.config.model_copy(update=filled))
 
 
 def _draft(recipe: Recipe) -> nn.Module:
@@ -162,9 +172,8 @@ def _width(recipe: Recipe) -> int:
     return min(_dim(recipe), recipe.directions or _dim(recipe))
 
 
-def _space(recipe: Recipe) -> EmbeddingSpace:
-    """A space of as many directions as the recipe keeps; which ones is of no matter here."""
-    dim, width = _dim(recipe), _width(recipe)
+def _space(dim: int, width: int) -> EmbeddingSpace:
+    """A space of so many directions; which ones is of no matter here."""
     rows = tuple(tuple(float(k == row) for k in range(dim)) for row in range(width))
     return EmbeddingSpace(dim=dim, basis=rows if width < dim else None)
 
@@ -184,6 +193,11 @@ def forward_once(model: Any) -> None:
         model.text.states(_tokens(model.config.text))
     elif model.kind == "prior":
         model.network(empty(model.config.dim), empty(model.space.width), empty(model.config.width), **words)
+    elif model.kind == "autoregressive_prior":
+        buckets = torch.empty(1, model.components, dtype=torch.long, device="meta")
+        dot = torch.empty(1, dtype=torch.long, device="meta")
+        prefix = model.network.prefix(empty(model.config.dim), dot, words.get("states"))
+        model.network(prefix, buckets)
     elif model.kind == "draft":
         model(empty(model.config.z_dim))
     else:

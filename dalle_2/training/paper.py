@@ -9,12 +9,14 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from dalle_2.models.autoregressive_prior import AutoregressivePriorConfig
 from dalle_2.models.decoder import DecoderConfig
 from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.layers.text_transformer import TextConfig
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.upsampler import UpsamplerConfig
 from dalle_2.training.recipe import (
+    AutoregressivePriorStage,
     ClipStage,
     DataSettings,
     DecoderStage,
@@ -74,6 +76,13 @@ PAPER_RECIPE = Recipe(
         ),
         run=_run(1.1e-4, 4096, 600_000, (0.9, 0.96), 1e-6, 6e-2),
     ),
+    prior_ar=AutoregressivePriorStage(
+        caption="own",
+        text=_text(24),
+        directions=319,
+        config=AutoregressivePriorConfig(dim=Z_DIM, width=1664, depth=24, heads=26, buckets=1024, drop=0.1),
+        run=_run(1.6e-4, 4096, 1_000_000, (0.9, 0.91), 1e-10, 4e-2, ema=0.999),
+    ),
     decoder=DecoderStage(
         caption="own",
         text=_text(24),
@@ -103,6 +112,7 @@ PAPER_RECIPE = Recipe(
 )  # fmt: skip
 
 PAPER: Mapping[str, Stated] = {
+    "paper-prior-ar": Stated("prior_ar", "1 B", None, "token by token"),
     "paper-prior-diffusion": Stated("prior", "1 B", 64, "Analytic-DPM"),
     "paper-decoder-64": Stated("decoder", "3.5 B", 250, "learned"),
     "paper-upsampler-256": Stated("upsampler", "700 M", 27, "DDIM"),
