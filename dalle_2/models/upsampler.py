@@ -81,18 +81,6 @@ class UpsamplerConfig(DiffusionConfig):
         return self.image_size // self.low_res_size
 
 
-# The two of the paper (table 3), without attention, on crops of a quarter of the side. It gives 700 and 300 million
-# weights; these have 679 and 254, since between levels a convolution resamples where ADM has a whole residual block.
-PAPER_256 = UpsamplerConfig(
-    image_size=256, low_res_size=64, crop=64, steps=27,
-    unet=PAPER_UNET.model_copy(update={"channels": 320, "blocks": 3, "t_dim": 1280, "dropout": 0.1}),
-)  # fmt: skip
-PAPER_1024 = UpsamplerConfig(
-    image_size=1024, low_res_size=256, crop=256, degradation="bsr", schedule="linear", steps=15,
-    unet=PAPER_UNET.model_copy(update={"multiples": (1, 1, 2, 2, 4, 4), "t_dim": 768}),
-)  # fmt: skip
-
-
 class Upsampler(Diffusion):
     """Diffusion over large pictures, conditioned on a small one and on its image embedding."""
 
