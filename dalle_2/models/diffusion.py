@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,8 +38,16 @@ class DiffusionConfig(Settings):
     clip: float | None = Field(default=None, gt=0)
     """Guesses of the clean data are kept in [-clip, clip] while sampling, as `threshold` says."""
     threshold: Threshold = "static"
+    eps_mean_square: tuple[float, ...] | None = Field(default=None, repr=False)
+    """Mean square of the predicted noise, one a timestep: what Analytic-DPM's variance is made of (Bao et al. 2022)."""
     learned_variance: bool = False
     """Whether the network also says how uncertain each step is (Nichol & Dhariwal 2021, eq. 15)."""
+
+    @model_validator(mode="after")
+    def _one_mean_square_a_timestep(self) -> Self:
+        if self.eps_mean_square is not None and len(self.eps_mean_square) != self.T:
+            raise ValueError(f"eps_mean_square has {len(self.eps_mean_square)} numbers for T = {self.T}: give one each")
+        return self
 
 
 class Diffusion(nn.Module):
@@ -56,6 +64,8 @@ class Diffusion(nn.Module):
         self.noise_scheduler = NoiseScheduler(config.T, schedule=config.schedule)
         self.time = TimestepEmbedder(t_dim)
         self.target: Target = config.target
+        if config.eps_mean_square is not None:
+            self.eps_mean_square = torch.tensor(config.eps_mean_square, dtype=torch.float64, device="cpu")
 
     @property
     def spacing(self) -> Spacing:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dalle_2.data.embeddings import EmbeddingPairs
 from dalle_2.models.prior import Prior
+from dalle_2.training.calibrate import calibrate
 from dalle_2.training.ground import Ground
 from dalle_2.training.reading import reader_config, with_reader
 from dalle_2.training.recipe import PriorStage
@@ -15,4 +16,5 @@ def train_prior(stage: PriorStage, ground: Ground, folder: Path) -> Path:
     text = reader_config(stage.caption, stage.text, ground)
     config = stage.config.model_copy(update={"dim": ground.store.dim, "caption": text, **spaces})
     model = ground.built(lambda: with_reader(Prior.from_config(config), stage.caption, ground))
-    return ground.run(model, stage.run, EmbeddingPairs(ground.store, ground.tokens if text else None), folder)
+    pairs = EmbeddingPairs(ground.store, ground.tokens if text else None)
+    return calibrate(ground.run(model, stage.run, pairs, folder), pairs, seed=ground.seed)
