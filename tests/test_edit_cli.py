@@ -90,8 +90,17 @@ def test_pictures_come_in_every_form(run: Callable[..., int]) -> None:
     exif[0x0112] = 6
     picture.save("turned.jpg", exif=exif)
     picture.save("moving.gif", save_all=True, append_images=[picture.rotate(90)])
-    for name in ("cmyk.jpg", "deep.png", "turned.jpg", "moving.gif"):
-        assert run("variations", name, "--n", "1", "--steps", "2") == 0
+    plain = np.asarray(picture).astype(int)
+    wanted = {
+        "cmyk.jpg": plain, "deep.png": np.asarray(picture.convert("L").convert("RGB")).astype(int),
+        "turned.jpg": np.rot90(plain, 3), "moving.gif": plain,
+    }  # fmt: skip
+    Image.fromarray(np.where(np.indices((SIZE, SIZE))[0] < 4, 255, 0).astype(np.uint8)).save("top.png")
+    for name, pixels in wanted.items():
+        assert run("inpaint", name, "a red circle", "--mask", "top.png", "--candidates", "1", "--steps", "2") == 0
+        newest = max(made(), key=lambda path: path.stat().st_mtime_ns)
+        kept = np.asarray(Image.open(newest)).astype(int)[4:] - pixels[4:]
+        assert np.abs(kept).mean() < 12  # as near as JPEG and a palette let it be
     assert len(made()) == 4
 
 
@@ -113,6 +122,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["reconstruct", "picture.png", "--directions", "2,x"], "whole numbers with commas between"),
     (["reconstruct", "picture.png"], "knows no principal directions"),
     (["probe", "picture.png", "--write", "star", "--labels", "a star"], "give at least 2, got 1"),
+    (["probe", "picture.png", "--write", "star", "--labels", "a,b", "--steps", "1001"], "from 1 to 1000"),
 ]
 
 
@@ -143,7 +153,10 @@ def test_the_best_of_several_is_kept(run: Callable[..., int]) -> None:
 def test_a_negative_prompt_and_a_threshold_are_remembered(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("generate", "a red circle", "--negative", "a star", "--guidance", "2", "--threshold", "dynamic") == 0
+    words = ["generate", "a red circle", "--negative", "a star"]
+    assert run(*words) == 2
+    assert "a negative prompt changes nothing here" in capsys.readouterr().err
+    assert run(*words, "--prior-guidance", "2", "--threshold", "dynamic") == 0
     metadata = read_metadata(made()[0])
     assert metadata is not None
     assert (metadata["negative"], metadata["threshold"]) == ("a star", "dynamic")

@@ -203,12 +203,24 @@ def test_masks_that_make_no_sense_are_refused(pipeline: DALLe2, picture: Image.I
         inpaint(pipeline, small, RED)
 
 
+def test_a_hole_is_of_the_finished_pictures_size(pipeline: DALLe2, picture: Image.Image) -> None:
+    part = Holed(from_pil(picture), hole_in(32, (1, 1, 9, 9)))
+    with pytest.raises(UsageError, match="leave upsample on"):
+        inpaint(pipeline, part, RED, settings=QUICK)
+    (made,) = inpaint(pipeline, part, RED, candidates=2)
+    assert (made.metadata["prompt"], made.metadata["candidates"]) == (RED, 2)
+    assert made.metadata["steps"]["decoder"] == 50  # a decoder that fills no holes needs them to look around
+
+
 def test_outpainting_keeps_the_picture_and_grows_the_canvas(pipeline: DALLe2, picture: Image.Image) -> None:
     whole = from_pil(picture)
     made = outpaint(pipeline, whole, RED, right=8, bottom=16, settings=EditSettings(steps=2))
-    assert made.size == (40, 48)
-    assert torch.equal(from_pil(made)[:, :32, :32], whole)
-    assert float(from_pil(made)[:, 32:].std()) > 0
+    assert made.image.size == (40, 48)
+    drawn = from_pil(made.image)
+    assert torch.equal(drawn[:, :32, :32], whole)
+    for part in (drawn[:, :32, 32:], drawn[:, 32:, :32], drawn[:, 32:, 32:]):  # nothing is left grey
+        assert float(part.std()) > 0.05
+    assert (made.metadata["task"], made.metadata["prompt"], made.metadata["right"]) == ("outpainting", RED, 8)
     for sides in ({}, {"left": 17}, {"top": -1}):
         with pytest.raises(UsageError, match="continued by 1 to 16 pixels"):
             outpaint(pipeline, whole, RED, **sides)
@@ -272,15 +284,19 @@ def test_a_decoder_that_knows_no_directions_says_so(pipeline: DALLe2, picture: I
 
 def test_the_best_of_several_are_those_closest_to_their_prompt(pipeline: DALLe2) -> None:
     made = list(generations(pipeline, [RED, RED, RED, BLUE, BLUE, BLUE], 0))
-    best = reranked(pipeline, made, 2)
+    best = reranked(pipeline, made, 2, of=3)
     assert [one.prompt for one in best] == [RED, RED, BLUE, BLUE]
+    twice = reranked(pipeline, list(generations(pipeline, [RED] * 4, 0)), 1, of=2)
+    assert len(twice) == 2  # a prompt that is asked for twice is answered twice
     z_img = pipeline._encode_images([one.image for one in made])
     z_txt = pipeline._encode_text([one.prompt for one in made])
     cosines = torch.nn.functional.cosine_similarity(z_img, z_txt).tolist()
     assert best[0].metadata["clip"] == pytest.approx(max(cosines[:3]), abs=1e-4)
     assert best[3].metadata["clip"] == pytest.approx(sorted(cosines[3:])[1], abs=1e-4)
     with pytest.raises(UsageError, match="1 to 3 can be kept, got 4"):
-        reranked(pipeline, made, 4)
+        reranked(pipeline, made, 4, of=3)
+    with pytest.raises(UsageError, match="got 1 of 6"):
+        reranked(pipeline, made, 1, of=4)
 
 
 def test_a_probe_asks_before_and_after_the_word_is_written(pipeline: DALLe2, picture: Image.Image) -> None:

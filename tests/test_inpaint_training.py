@@ -113,3 +113,32 @@ def test_a_decoder_may_be_trained_on_captions_to_do_without_a_prior(tmp_path: Pa
     assert torch.allclose(words, pipeline.decode(z, seeds=1), atol=1e-5)
     with pytest.raises(ConfigError, match="draft.of is text and decoder.of image"):
         resolve(["shapes-micro"], changes=["draft.of=text"])
+
+
+def test_a_painter_of_an_older_decoder_is_not_passed_off_as_the_new_ones(tmp_path: Path) -> None:
+    changes = [*SMALL, "decoder_inpaint.run.images=32", "decoder_inpaint.run.batch=16"]
+    out = tmp_path / "out"
+    Training(resolve(["shapes-micro"], changes=changes), out, say=lambda line: None).train()
+    longer = resolve(["shapes-micro"], changes=[*changes, "decoder.run.images=64"])
+    with pytest.raises(UsageError, match="begun with another decoder: delete that folder"):
+        Training(longer, out, say=lambda line: None).train()
+
+
+def test_clips_own_text_transformer_stays_as_it_is_in_every_stage(tmp_path: Path) -> None:
+    changes = [*SMALL, "decoder.caption=clip", "decoder_inpaint.run.images=48", "decoder_inpaint.run.batch=16"]
+    folder = Training(resolve(["shapes-micro"], changes=changes), tmp_path / "out", say=lambda line: None).train()
+    assert folder is not None
+    pipeline = dalle_2.load(folder, device="cpu")
+    clip = pipeline.clip_encoder.model.text.state_dict()  # type: ignore[attr-defined]
+    for decoder_ in (pipeline.decoder, pipeline.painter):
+        assert decoder_.caption is not None
+        own = decoder_.caption.state_dict()
+        assert all(torch.allclose(own[name], clip[name], atol=2e-3) for name in own)
+
+
+def test_directions_that_change_are_another_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    Training(resolve(["shapes-micro"], changes=SMALL), out, say=lambda line: None).train()
+    other = resolve(["shapes-micro"], changes=[*SMALL, "directions=8"])
+    with pytest.raises(UsageError, match="begun with another directions"):
+        Training(other, out, say=lambda line: None).train()

@@ -387,6 +387,11 @@ def test_weights_from_before_these_settings_still_load() -> None:
     assert (config.degradation, config.noise_levels) == ("blur", 0)
 
 
+def test_an_upsampler_learns_no_variance() -> None:
+    with pytest.raises(ConfigError, match="an upsampler learns no variance"):
+        parse(UpsamplerConfig, {"learned_variance": True})
+
+
 def test_the_upsampler_enlarges() -> None:
     model = upsampler(clip=None)
     low_res = noise(2, 3, 8, 8).clamp(-1, 1)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dalle_2.cli.main import main
+from dalle_2.config import override
 from dalle_2.errors import UsageError
 from dalle_2.models.decoder import Decoder
 from dalle_2.models.prior import Prior
@@ -91,6 +92,13 @@ def test_any_recipe_can_be_counted(stage: str) -> None:
     assert run.flops > run.parameters
     assert run.trained <= run.parameters
     assert (run.trained < run.parameters) == (stage == "decoder")  # its draft is trained before
+
+
+def test_an_inpainting_decoder_can_be_counted() -> None:
+    recipe = override(preset("shapes-micro"), {"decoder_inpaint.run.images": 1000})
+    plain, painter = dry_run(recipe, "decoder"), dry_run(recipe, "decoder_inpaint")
+    unet = recipe.decoder.config.unet
+    assert painter.parameters - plain.parameters == 4 * unet.patch**2 * 9 * unet.channels
 
 
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:

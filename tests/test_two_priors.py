@@ -47,8 +47,8 @@ def test_each_prior_is_called_by_its_name(pipeline: DALLe2) -> None:
 
 
 def test_both_draw_pictures_with_candidates_and_seeds(pipeline: DALLe2) -> None:
-    one = pipeline.generate([RED, "a blue star"], seeds=[4, 5], prior="ar")
-    alone = pipeline.generate(["a blue star"], seeds=[5], prior="ar")
+    one = pipeline.generate([RED, "a blue star"], seeds=[4, 5], prior="ar", candidates=3)
+    alone = pipeline.generate(["a blue star"], seeds=[5], prior="ar", candidates=3)
     assert torch.allclose(one[1:], alone, atol=2 / 255)
     plan = pipeline.settings(prior="ar", steps=3)
     prior = pipeline.prior_of("ar")
@@ -64,7 +64,7 @@ def test_its_steps_are_told(pipeline: DALLe2) -> None:
 
 
 def test_what_only_the_other_takes_is_refused(pipeline: DALLe2, micro_pipeline: Path) -> None:
-    with pytest.raises(UsageError, match="takes no negative prompt"):
+    with pytest.raises(UsageError, match="a negative prompt changes nothing here"):
         pipeline.generate([RED], prior="ar", negative="a star")
     with pytest.raises(UsageError, match="takes 8 steps, one a component, got 3"):
         pipeline.generate([RED], prior="ar", stage_steps={"prior": 3})

@@ -144,7 +144,7 @@ def _made(
         if best_of > 1:
             from dalle_2.inference.rerank import reranked
 
-            made = iter(reranked(loaded, list(made), n))
+            made = iter(reranked(loaded, list(made), n, of=n * best_of))
         run.save(made)
 
 

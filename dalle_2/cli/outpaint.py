@@ -40,18 +40,14 @@ def outpaint(
 
     def make(loaded: Any, first: int, on_step: Any) -> Any:
         from dalle_2.images import from_pil, open_image
-        from dalle_2.inference.generation import Generation
         from dalle_2.inference.inpaint import outpaint as continued
         from dalle_2.inference.plans import EditSettings
 
         square = from_pil(open_image(picture), loaded.size)
-        image = continued(
+        yield continued(
             loaded, square, caption, left=left, right=right, top=top, bottom=bottom, seed=first,
             settings=EditSettings(steps=steps, guidance=guidance), on_step=on_step,
         )  # fmt: skip
-        said = {"task": "outpainting", "prompt": caption, "seed": first, "pipeline": loaded.name}
-        sides = {"left": left, "right": right, "top": top, "bottom": bottom}
-        yield Generation(0, caption, first, image, said | sides)
 
     edit(
         "outpainting", pipeline, make, seed=seed, device=device, dtype=dtype,

@@ -44,9 +44,10 @@ def probe(
             typer.echo(f"{label}: {before:.1%} before, {after:.1%} with {word!r} on it", err=True)
         said: dict[str, Any] = {"task": "typographic attack", "word": word, "labels": list(found.labels)}
         said |= {"before": list(found.before), "after": list(found.after)}
-        yield Generation(0, word, first, found.attacked, said)
         settings = EditSettings(steps=steps, eta=FRESH)
-        for made in variations(loaded, [found.attacked], n, seed=first, settings=settings, on_step=on_step):
+        varied = variations(loaded, [found.attacked], n, seed=first, settings=settings, on_step=on_step)
+        yield Generation(0, word, first, found.attacked, said)
+        for made in varied:
             yield Generation(made.index + 1, word, made.seed, made.image, made.metadata)
 
     edit(

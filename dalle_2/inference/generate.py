@@ -72,21 +72,17 @@ def generations(
 
 def plan_of(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, StageSettings]:
     """What each stage of a run will do. Loads the parts; raises UsageError for what doesn't fit them."""
-    return pipeline.settings(
-        settings.steps,
-        settings.eta,
-        guidance=settings.guidance,
-        stage_steps=settings.stage_steps,
-        use_prior=settings.use_prior,
-        last_stage=last_stage(pipeline, settings.size),
-        candidates=settings.candidates,
-        prior=settings.prior,
-        sampler=settings.samplers,
-        text_guidance=settings.text_guidance,
-        thresholding=settings.thresholding,
-        tile=settings.tile,
-        overlap=settings.overlap,
-    )
+    return pipeline.settings(**_arguments(pipeline, settings))
+
+
+def _arguments(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, Any]:
+    """What planning a run and running it are both told."""
+    names = (
+        "steps", "eta", "guidance", "stage_steps", "use_prior", "prior", "candidates", "text_guidance", "thresholding",
+        "noise_level", "tile", "overlap",
+    )  # fmt: skip
+    given = {name: getattr(settings, name) for name in names}
+    return {**given, "sampler": settings.samplers, "last_stage": last_stage(pipeline, settings.size)}
 
 
 def last_stage(pipeline: DALLe2, size: int | None) -> str | None:
@@ -132,23 +128,11 @@ def _pictures(
 ) -> Float[Tensor, "n 3 h w"]:
     return pipeline.generate(
         prompts,
-        settings.steps,
-        settings.eta,
         seeds=seed,
-        guidance=settings.guidance,
-        stage_steps=settings.stage_steps,
-        use_prior=settings.use_prior,
-        last_stage=last_stage(pipeline, settings.size),
-        candidates=settings.candidates,
-        prior=settings.prior,
-        sampler=settings.samplers,
         negative=settings.negative,
-        text_guidance=settings.text_guidance,
-        thresholding=settings.thresholding,
-        tile=settings.tile,
-        overlap=settings.overlap,
         micro_batch=len(prompts),
         on_step=on_step,
+        **_arguments(pipeline, settings),
     )
 
 

@@ -13,7 +13,8 @@ from dalle_2.sampling.options import Threshold
 class GenerationSettings(Settings):
     """How pictures are made; None is the pipeline's own default. Stages are named as in `DALLe2.settings`.
 
-    size: of the pictures, one that a stage makes. tile, overlap: of the upsamplers, see `Upsampler.sample`.
+    size: of the pictures, one that a stage makes. noise_level, tile, overlap: of the upsamplers, see
+    `Upsampler.sample`.
     """
 
     steps: int | None = Field(None, ge=1)
@@ -29,6 +30,7 @@ class GenerationSettings(Settings):
     thresholding: Threshold | None = None
     micro_batch: int | None = Field(None, ge=1)
     size: int | None = Field(None, ge=1)
+    noise_level: int | None = Field(None, ge=0)
     tile: int | None = Field(None, ge=1)
     overlap: int | None = Field(None, ge=0)
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +12,7 @@ from dalle_2.errors import UsageError
 from dalle_2.images import from_pil, to_pil
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.holes import Holed, check_hole, shrunk
-from dalle_2.inference.plans import EditSettings, Plan, draw
+from dalle_2.inference.plans import EditSettings, Plan, draw, in_steps
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.text.prompts import check_prompts
 
@@ -47,8 +46,12 @@ def inpaint(
     if min(n, candidates) < 1:
         raise UsageError(f"n and candidates must be at least 1, got {n} and {candidates}")
     settings = settings or EditSettings()
+    if pipeline.upsamplers and not settings.upsample:
+        raise UsageError("what is kept has the size of the finished picture: leave upsample on")
     plans = [_plan(pipeline, picture, prompt, seed + k, candidates, settings) for k in range(n)]
-    return _kept(picture, draw(pipeline, plans, "inpainting", settings, on_step=on_step))
+    # Only over many steps does a decoder that wasn't trained for it draw towards what is kept.
+    drawn = settings if pipeline.painter.fills_holes else in_steps(settings)
+    return _kept(picture, draw(pipeline, plans, "inpainting", drawn, on_step=on_step))
 
 
 def _kept(picture: Holed, generations: Iterator[Generation]) -> Iterator[Generation]:
@@ -64,7 +67,8 @@ def _plan(
     small = shrunk(picture, pipeline.decoder.config.image_size)
     known, hole = small.picture.to(pipeline.device), small.hole.to(pipeline.device)
     z = pipeline.embed([prompt] * candidates, seeds=[seed * candidates + k for k in range(candidates)], candidates=1)
-    tries = [Plan(row, seed, caption=prompt, known=known, hole=hole) for row in z]
+    said = {"prompt": prompt, "candidates": candidates}
+    tries = [Plan(row, seed, caption=prompt, known=known, hole=hole, metadata=said) for row in z]
     if len(tries) == 1:
         return tries[0]
     quick = settings.model_copy(update={"upsample": False})
@@ -86,7 +90,7 @@ def outpaint(
     seed: int = 0,
     settings: EditSettings | None = None,
     on_step: OnStep | None = None,
-) -> Image.Image:
+) -> Generation:
     """The picture continued beyond its borders by so many pixels, every pixel of it kept.
 
     A frame of the pipeline's size moves over the larger canvas, and whatever is still empty in it is painted; the
@@ -110,7 +114,10 @@ def outpaint(
         (made,) = inpaint(pipeline, part, prompt, seed=seed + number, settings=settings, on_step=on_step)
         canvas[window] = from_pil(made.image)
         empty[window] = False
-    return to_pil(canvas)
+    image = to_pil(canvas)
+    size_now = f"{image.width}x{image.height}"
+    metadata = {**made.metadata, "task": "outpainting", "seed": seed, **sides, "size": size_now}
+    return Generation(0, prompt, seed, image, metadata)
 
 
 def frames(canvas: Sequence[int], corner: tuple[int, int], size: int) -> list[tuple[int, int]]:

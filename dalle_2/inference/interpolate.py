@@ -1,7 +1,7 @@
 """Pictures between two pictures, or between two captions (DALL·E 2 paper, section 3.2)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import encoded
-from dalle_2.inference.plans import EditSettings, Plan, draw, in_steps
+from dalle_2.inference.plans import EditSettings, Plan, draw, inverting
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.sampling.interpolation import slerp
 
@@ -35,7 +35,9 @@ def interpolate(
     the one picture's inverted noise to the other's, so that the ends are the pictures themselves; "fixed" draws all
     with the noise of `seed`. Raises UsageError for n below 2, and settings that don't fit.
     """
-    shares, settings = shares_of(n), in_steps(settings)
+    if noise not in get_args(Noise):
+        raise UsageError(f"noise must be one of {', '.join(get_args(Noise))}, got {noise!r}")
+    shares, settings = shares_of(n), inverting(settings)
     starts: Sequence[Tensor | None] = [None] * n
     if noise == "slerp":
         latents = encoded(pipeline, [first, second], settings.steps, on_step=on_step)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from dalle_2.errors import UsageError
 from dalle_2.images import from_pil
 from dalle_2.models.dalle2 import DALLe2, OnStep
 
@@ -27,8 +28,25 @@ def at_decoder_size(pipeline: DALLe2, images: Sequence[Image.Image]) -> Float[Te
 
 
 def encoded(
-    pipeline: DALLe2, images: Sequence[Image.Image], steps: int | None = None, *, on_step: OnStep | None = None
+    pipeline: DALLe2,
+    images: Sequence[Image.Image],
+    steps: int | None = None,
+    *,
+    captions: Sequence[str] | None = None,
+    on_step: OnStep | None = None,
 ) -> Latents:
-    """The latents of pictures: CLIP's embedding of each, and the noise that DDIM inversion under it ends in."""
-    z_img = pipeline._encode_images(list(images))
-    return Latents(z_img, pipeline.invert(at_decoder_size(pipeline, images), z_img, steps, on_step=on_step))
+    """The latents of pictures: CLIP's embedding of each, and the noise that DDIM inversion under it ends in.
+
+    captions: for a decoder that reads them. Raises UsageError for no pictures.
+    """
+    if not images:
+        raise UsageError("there is no picture to work on: give at least one")
+    size = pipeline.micro_batch
+    parts = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        z_img = pipeline._encode_images(list(part))
+        told = captions[start : start + size] if captions is not None else None
+        small = at_decoder_size(pipeline, part)
+        parts.append(Latents(z_img, pipeline.invert(small, z_img, steps, captions=told, on_step=on_step)))
+    return Latents(torch.cat([part.z_img for part in parts]), torch.cat([part.x_T for part in parts]))

@@ -4,7 +4,7 @@ An edit makes one `Plan` a picture; `draw` turns plans into finished pictures, b
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from dalle_2.inference.generation import Generation
 from dalle_2.inference.record import record
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.decoder import Known
-from dalle_2.models.stages import StageSettings, named, settled
+from dalle_2.models.stages import StageSettings, named, settled, upscaling
 
 INVERSION_STEPS = 50
 
@@ -34,13 +34,23 @@ class EditSettings(Settings):
     eta: float = Field(0.0, ge=0, lt=1)
     guidance: float | None = Field(None, ge=0)
     text_guidance: float | None = Field(None, ge=0)
+    sampler: str | None = None
     upsample: bool = True
 
 
 def in_steps(settings: EditSettings | None, steps: int = INVERSION_STEPS) -> EditSettings:
-    """The settings with so many steps unless they say how many: inversion and noising part of the way need many."""
+    """The settings with so many steps unless they say how many: noising part of the way needs many."""
     settings = settings or EditSettings()
     return settings if settings.steps else settings.model_copy(update={"steps": steps})
+
+
+def inverting(settings: EditSettings | None) -> EditSettings:
+    """The settings of an edit that inverts first, unless they say otherwise: many steps, and no guidance.
+
+    Inversion is without guidance, and only a way down like the way up gives the picture back.
+    """
+    settings = in_steps(settings)
+    return settings if settings.guidance is not None else settings.model_copy(update={"guidance": 1.0})
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +87,22 @@ def draw(
     if not plans:
         raise UsageError(f"there is nothing to draw for this {task}: give at least one picture")
     settings = settings or EditSettings()
-    run = stages_of(pipeline, settings)
+    run = stages_of(pipeline, settings, fills=plans[0].hole is not None)
     return _drawn(pipeline, plans, task, settings, run, on_step)
 
 
-def stages_of(pipeline: DALLe2, settings: EditSettings) -> dict[str, StageSettings]:
-    """What each stage of an edit does. Raises UsageError for settings that don't fit the pipeline."""
-    decoder = settled("decoder", pipeline.decoder, pipeline.defaults, settings.steps, settings.eta, settings.guidance)
-    large = named(pipeline.upsamplers) if settings.upsample else {}
-    return {"decoder": decoder} | {
-        name: settled(name, model, pipeline.defaults, None, 0.0, None) for name, model in large.items()
-    }
+def stages_of(pipeline: DALLe2, settings: EditSettings, *, fills: bool = False) -> dict[str, StageSettings]:
+    """What each stage of an edit does. fills: whether it is one of a picture with a hole.
+
+    Raises UsageError for settings that don't fit the pipeline.
+    """
+    model = pipeline.painter if fills else pipeline.decoder
+    chosen = pipeline.sampler_of("decoder", model, settings.sampler)
+    run = settled(
+        "decoder", model, pipeline.defaults, settings.steps, settings.eta, settings.guidance, sampler=chosen
+    )
+    large = upscaling(named(pipeline.upsamplers), pipeline.defaults) if settings.upsample else {}
+    return {"decoder": replace(run, text_guidance=settings.text_guidance), **large}
 
 
 def _drawn(
@@ -104,7 +119,7 @@ def _drawn(
         captions = [plan.caption for plan in some if plan.caption is not None]
         pictures = pipeline.decode(
             z, settings.steps, settings.eta, seeds=seeds, guidance=settings.guidance,
-            captions=captions or None, text_guidance=settings.text_guidance,
+            captions=captions or None, text_guidance=settings.text_guidance, sampler=settings.sampler,
             start=_stacked([plan.start for plan in some]), strength=some[0].strength,
             known=_known(some), on_step=on_step,
         )  # fmt: skip

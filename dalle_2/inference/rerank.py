@@ -10,17 +10,18 @@ from dalle_2.inference.generation import Generation
 from dalle_2.models.dalle2 import DALLe2
 
 
-def reranked(pipeline: DALLe2, made: Sequence[Generation], keep: int = 1) -> list[Generation]:
+def reranked(pipeline: DALLe2, made: Sequence[Generation], keep: int = 1, *, of: int | None = None) -> list[Generation]:
     """The `keep` best pictures of each prompt, best first, with the cosine of picture and prompt as "clip" in their
-    metadata. Raises UsageError for keep below 1, and for more than there are."""
-    groups: dict[str, list[Generation]] = {}
-    for generation in scored(pipeline, made):
-        groups.setdefault(generation.prompt, []).append(generation)
-    fewest = min(map(len, groups.values()), default=0)
-    if not 1 <= keep <= fewest:
-        raise UsageError(f"of {fewest} pictures a prompt 1 to {fewest} can be kept, got {keep}")
-    ordered = (sorted(group, key=lambda one: -one.metadata["clip"]) for group in groups.values())
-    return [generation for group in ordered for generation in group[:keep]]
+    metadata. of: how many pictures in a row belong to one prompt; by default all of them.
+
+    Raises UsageError for keep below 1 or above that, and pictures that don't come out even.
+    """
+    size = of or len(made)
+    if not 1 <= keep <= size or len(made) % size:
+        raise UsageError(f"of {size} pictures a prompt 1 to {size} can be kept, got {keep} of {len(made)}")
+    rows = scored(pipeline, made)
+    groups = (rows[start : start + size] for start in range(0, len(rows), size))
+    return [best for group in groups for best in sorted(group, key=lambda one: -one.metadata["clip"])[:keep]]
 
 
 def scored(pipeline: DALLe2, made: Sequence[Generation]) -> list[Generation]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import encoded
-from dalle_2.inference.plans import EditSettings, Plan, draw, in_steps
+from dalle_2.inference.plans import EditSettings, Plan, draw, inverting
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.sampling.interpolation import slerp
 from dalle_2.text.prompts import check_prompts
@@ -43,13 +43,13 @@ def text_diff(
         raise UsageError(f"theta must lie above 0 and at most at 1, got {theta}: the paper uses up to 0.5")
     if n < 1:
         raise UsageError(f"n must be at least 1 picture, got {n}")
-    captions, settings = check_prompts([source, target]), in_steps(settings)
+    captions, settings = check_prompts([source, target]), inverting(settings)
     direction = difference(pipeline, *captions)
-    latents = encoded(pipeline, [image], settings.steps, on_step=on_step)
+    latents = encoded(pipeline, [image], settings.steps, captions=[source], on_step=on_step)
     shares = [theta] if n == 1 else [theta * k / (n - 1) for k in range(n)]
     plans = [
         Plan(
-            slerp(latents.z_img, direction, share)[0], seed, latents.x_T[0], caption=target,
+            slerp(latents.z_img, direction, share)[0], seed, latents.x_T[0], caption=target if share else source,
             metadata={"from": source, "to": target, "theta": round(share, 4)},
         )
         for share in shares

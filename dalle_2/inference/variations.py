@@ -7,7 +7,7 @@ from PIL import Image
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import encoded
-from dalle_2.inference.plans import EditSettings, Plan, draw, in_steps
+from dalle_2.inference.plans import EditSettings, Plan, draw, inverting
 from dalle_2.models.dalle2 import DALLe2, OnStep
 
 FRESH = 0.8  # eta: enough noise in each step that a variation isn't a copy
@@ -29,7 +29,7 @@ def variations(
     """
     if n < 1:
         raise UsageError(f"n must be at least 1 variation of each picture, got {n}")
-    settings = in_steps(settings or EditSettings(eta=FRESH))
+    settings = inverting(settings or EditSettings(eta=FRESH))
     latents = encoded(pipeline, images, settings.steps, on_step=on_step)
     plans = [
         Plan(latents.z_img[k // n], seed + k, latents.x_T[k // n], metadata={"picture": k // n})

@@ -16,7 +16,8 @@ from dalle_2.models.autoregressive_prior import AutoregressivePrior, TokenStep
 from dalle_2.models.candidates import best, scores
 from dalle_2.models.captions import Caption
 from dalle_2.models.decoder import Known
-from dalle_2.models.fit import check_fit, check_sizes, check_width
+from dalle_2.models.fit import check_fit, check_reads, check_sizes, check_width
+from dalle_2.models.layers.text_transformer import TextTransformer
 from dalle_2.models.modes import evaluating
 from dalle_2.models.parts import Parts, PriorName, SamplerNames
 from dalle_2.models.stages import (
@@ -96,6 +97,8 @@ class DALLe2(Parts):
             noise_level=noise_level, tile=tile, overlap=overlap, prior=prior,
         )  # fmt: skip
         rows, against = seed_rows(seeds, len(listed)), negative_rows(negative, len(listed))
+        if against is not None:
+            self._check_avoids(plan)
         size = self.micro_batch if micro_batch is None else micro_batch
         if size < 1:
             raise UsageError(f"micro_batch must be at least 1, got {size}")
@@ -105,6 +108,16 @@ class DALLe2(Parts):
             for part in parts
         ]
         return torch.cat(pictures)
+
+    def _check_avoids(self, plan: Mapping[str, StageSettings]) -> None:
+        """Raises UsageError where nothing in a run would be led away from a negative prompt."""
+        prior, decoder = plan.get("prior"), plan["decoder"]
+        by_prior = prior is not None and prior.sampler != AUTOREGRESSIVE and prior.guidance != 1
+        if not by_prior and (self.decoder.caption is None or decoder.guidance == 1):
+            raise UsageError(
+                "a negative prompt changes nothing here: it needs a diffusion prior, or a decoder that reads captions, "
+                "with guidance above 1"
+            )
 
     def _generate(
         self,
@@ -220,7 +233,7 @@ class DALLe2(Parts):
         watch = _watch("inversion", on_step)
 
         def walk() -> Tensor:
-            denoiser = self.decoder.denoiser(z_img, tokens=tokens, guidance=1.0, thresholding="none")
+            denoiser = self.decoder.denoiser(z_img.to(self.device), tokens=tokens, guidance=1.0, thresholding="none")
             steps = invert(
                 denoiser, pictures.to(self.device), run.steps,
                 noise_scheduler=self.decoder.noise_scheduler, spacing=self.decoder.spacing, refine=REFINED,
@@ -284,10 +297,12 @@ class DALLe2(Parts):
         return Caption(self._encode_text(list(prompts)), self._tokens(list(prompts)))
 
     def _tokens(self, prompts: list[str]) -> Int[Tensor, "n l"] | None:
-        parts = (self.prior, self._decoder, *self._alternatives.values())
-        if not any(getattr(part, "caption", None) is not None for part in parts):
-            return None
-        return self.clip_encoder.tokenizer(prompts).to(self.device)  # type: ignore[attr-defined]
+        # Parts that no stage has loaded yet take no part in this run.
+        parts = (self._prior, self._decoder, *self._alternatives.values())
+        readers = [reader for part in parts if isinstance(reader := getattr(part, "caption", None), TextTransformer)]
+        for reader in readers:
+            check_reads(self.clip_encoder, "pipeline", reader.config)
+        return self.clip_encoder.tokenizer(prompts).to(self.device) if readers else None  # type: ignore[attr-defined]
 
     def _encode_images(self, images: list[Image.Image]) -> Float[Tensor, "n d"]:
         """Image embeddings of pictures, in the space that CLIP gives them."""
@@ -304,8 +319,6 @@ class DALLe2(Parts):
         prior = self.prior_of("ar" if run.sampler == AUTOREGRESSIVE else "diffusion")
         assert prior is not None
         tokens = caption.tokens if prior.caption is not None else None
-        if isinstance(prior, AutoregressivePrior) and negative is not None:
-            raise UsageError("an autoregressive prior takes no negative prompt: leave it out, or use the other prior")
 
         def draw() -> Tensor:
             if isinstance(prior, AutoregressivePrior):

@@ -92,7 +92,8 @@ def token_by_token(
     """
     if steps not in (None, model.components):
         raise UsageError(f"an autoregressive prior takes {model.components} steps, one a component, got {steps}")
-    scale = of_stage(defaults.guidance, "prior", model.config.guidance) if guidance is None else guidance
+    # A pipeline's default for "prior" is the diffusion prior's.
+    scale = defaults.guidance.get("prior-ar", model.config.guidance) if guidance is None else guidance
     scale = _checked_guidance("prior", scale)
     wanted = _checked_candidates(model.config.candidates if candidates is None else candidates)
     return StageSettings(model.components, scale, 0.0, wanted, AUTOREGRESSIVE)

@@ -55,6 +55,12 @@ class UpsamplerConfig(DiffusionConfig):
     space: EmbeddingSpace | None = None
 
     @model_validator(mode="after")
+    def _learns_no_variance(self) -> "UpsamplerConfig":
+        if self.learned_variance:
+            raise ValueError("an upsampler learns no variance, as in the paper: leave learned_variance off")
+        return self
+
+    @model_validator(mode="after")
     def _sizes_fit(self) -> "UpsamplerConfig":
         crop = self.crop or self.image_size
         if self.image_size % self.low_res_size:

@@ -22,14 +22,14 @@ def slerp(
     part = torch.as_tensor(share, dtype=torch.float64)
     if not bool(((part >= 0) & (part <= 1)).all()):
         raise UsageError(f"an interpolation goes from 0 to 1, got {share}")
-    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    flat_a, flat_b = (x.flatten(1).cpu().double() for x in (a, b))  # some devices have no float64
     long_a, long_b = flat_a.norm(dim=1, keepdim=True), flat_b.norm(dim=1, keepdim=True)
     if not bool(((long_a > 0) & (long_b > 0)).all()):
         raise UsageError("no direction leads from or to a vector of length 0")
     unit_a, unit_b = flat_a / long_a, flat_b / long_b
-    part = part.to(a.device).expand(len(a))[:, None]
+    part = part.cpu().expand(len(a))[:, None]
     turned = _turned(unit_a, unit_b, part)
-    return ((long_a + part * (long_b - long_a)) * turned).to(a.dtype).view_as(a)
+    return ((long_a + part * (long_b - long_a)) * turned).to(a.dtype).to(a.device).view_as(a)
 
 
 def _turned(a: Tensor, b: Tensor, part: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,10 @@ from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.prior import Prior
 from dalle_2.models.upsampler import Upsampler
-from dalle_2.training.recipe import RGB, ClipStage, DecoderStage, Recipe, RunSettings
+from dalle_2.training.recipe import RGB, ClipStage, Recipe, RunSettings
+from dalle_2.training.train_inpaint import painter_of
+
+M = TypeVar("M", bound=nn.Module)
 
 # Peak rates of one device, in floating-point operations a second (bfloat16, dense), from the makers' data sheets.
 HARDWARE: Mapping[str, float] = {
@@ -104,6 +107,7 @@ def untrained(recipe: Recipe, stage: str) -> nn.Module:
         "prior_ar": _prior_ar,
         "draft": _draft,
         "decoder": _decoder,
+        "decoder_inpaint": _inpaint,
         "upsampler": lambda whole: _upsampler(whole, "upsampler"),
         "upsampler_2": lambda whole: _upsampler(whole, "upsampler_2"),
     }
@@ -116,7 +120,7 @@ def _prior(recipe: Recipe) -> nn.Module:
     stage, dim = recipe.prior, _dim(recipe)
     text = _text(stage.caption, stage.text, recipe.clip)
     filled = {"dim": dim, "caption": text, "space": _space(dim, _width(recipe))}
-    return Prior(config=stage.config.model_copy(update=filled))
+    return _frozen(Prior(config=stage.config.model_copy(update=filled)), stage.caption)
 
 
 def _prior_ar(recipe: Recipe) -> nn.Module:
@@ -124,30 +128,38 @@ def _prior_ar(recipe: Recipe) -> nn.Module:
     assert stage is not None
     text = _text(stage.caption, stage.text, recipe.clip)
     filled = {"dim": dim, "caption": text, "space": _space(dim, min(stage.directions, dim))}
-    return AutoregressivePrior(stage.config.model_copy(update=filled))
+    return _frozen(AutoregressivePrior(stage.config.model_copy(update=filled)), stage.caption)
 
 
 def _draft(recipe: Recipe) -> nn.Module:
     assert recipe.draft is not None
-    return Draft(recipe.draft.config.model_copy(update={"z_dim": _width(recipe)}))
+    return Draft(recipe.draft.config.model_copy(update={"z_dim": _seen(recipe)}))
 
 
-def _decoder(recipe: Recipe) -> nn.Module:
+def _decoder(recipe: Recipe) -> Decoder:
     stage = recipe.decoder
     text = _text(stage.caption, stage.text, recipe.clip)
-    width = _width(recipe)
+    width = _seen(recipe)
     sizes = {"z_dim": width, "text_dim": text.width if text else 0, "low_res_channels": RGB if recipe.draft else 0}
-    draft = recipe.draft.config.model_copy(update={"z_dim": _width(recipe)}) if recipe.draft else None
+    draft = recipe.draft.config.model_copy(update={"z_dim": width}) if recipe.draft else None
     filled = {"unet": stage.config.unet.model_copy(update=sizes), "caption": text, "draft": draft}
-    model = Decoder(config=stage.config.model_copy(update=filled))
-    return _frozen(model, stage)
-
-
-def _frozen(model: Decoder, stage: DecoderStage) -> Decoder:
-    """A draft, and CLIP's own text transformer, are not trained along."""
+    model = _frozen(Decoder(config=stage.config.model_copy(update=filled)), stage.caption)
     if model.draft is not None:
         model.draft.requires_grad_(False)
-    if model.caption is not None and stage.caption == "clip":
+    return model
+
+
+def _inpaint(recipe: Recipe) -> nn.Module:
+    stage = recipe.decoder_inpaint
+    assert stage is not None
+    model = painter_of(_decoder(recipe), _text(stage.caption, stage.text, recipe.clip))
+    return _frozen(model, recipe.decoder.caption or stage.caption)
+
+
+def _frozen(model: M, reader: str | None) -> M:
+    """CLIP's own text transformer is not trained along."""
+    if reader == "clip":
+        assert isinstance(model.caption, TextTransformer)
         model.caption.requires_grad_(False)
     return model
 
@@ -170,6 +182,11 @@ def _dim(recipe: Recipe) -> int:
 
 def _width(recipe: Recipe) -> int:
     return min(_dim(recipe), recipe.directions or _dim(recipe))
+
+
+def _seen(recipe: Recipe) -> int:
+    """How many numbers a decoder sees: captions' embeddings are seen in all directions."""
+    return _width(recipe) if recipe.decoder.of == "image" else _dim(recipe)
 
 
 def _space(dim: int, width: int) -> EmbeddingSpace:

@@ -192,7 +192,11 @@ class Training:
         stage = self.recipe.decoder_inpaint
         assert stage is not None
         dataset = self._reading(self.recipe.decoder.config.image_size)
-        train_inpaint(stage, self.ground, dataset, self.run / "decoder_inpaint", decoder=self._file("decoder"))
+        decoder = self.recipe.decoder
+        train_inpaint(
+            stage, self.ground, dataset, self.run / "decoder_inpaint", decoder=self._file("decoder"), of=decoder.of,
+            frozen=decoder.caption == "clip",
+        )  # fmt: skip
 
     def _upsampler(self, name: str) -> None:
         stage: UpsamplerStage = getattr(self.recipe, name)
@@ -268,6 +272,7 @@ class Training:
             "settings": settings.model_dump(mode="json"), "data": data,
             "seed": self.recipe.seed, "embeddings": self.recipe.embeddings if stage != "clip" else None,
             "clip": self._encoder_id() if stage != "clip" else None,
+            "directions": self.recipe.directions if stage != "clip" else None,
         }  # fmt: skip
         if (base := self._base(stage)) is not None:
             identity[base] = sha256(self._file(base)) if self._file(base).exists() else None
@@ -293,7 +298,8 @@ class Training:
         path = self._begun(stage)
         if not path.exists():
             return
-        digest = {} if self._base(stage) is None else {str(self._base(stage)): None}
+        # A decoder's draft is frozen beside it and may have grown; an inpainting decoder would stay the old one's.
+        digest = {"draft": None} if self._base(stage) == "draft" else {}
         before, now = (
             {**without(one, FREE), **digest} for one in (self._written(path, stage), self._identity(stage))
         )
@@ -320,7 +326,8 @@ class Training:
         with suppress(ConfigError):  # one that is gone shows as a difference
             settings = parse(type(getattr(self.recipe, stage)), identity["settings"])
             identity["settings"] = settings.model_dump(mode="json")
-        return identity
+        known = self._identity(stage)["directions"]
+        return {"directions": known, **identity}  # which earlier releases didn't write
 
     def _check_nothing_stands_on_clip(self) -> None:
         """A CLIP that is trained on would pull the ground from under the stages that were trained with it."""

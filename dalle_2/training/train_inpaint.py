@@ -13,18 +13,32 @@ from dalle_2.models.decoder import KNOWN, Decoder
 from dalle_2.models.layers.text_transformer import TextConfig
 from dalle_2.training.ground import Ground
 from dalle_2.training.reading import reader_config, with_reader
-from dalle_2.training.recipe import InpaintStage
+from dalle_2.training.recipe import InpaintStage, Sight
 
 
-def train_inpaint(stage: InpaintStage, ground: Ground, dataset: AbsDataset, folder: Path, *, decoder: Path) -> Path:
-    """Trains on from the weights in the file `decoder`; leaves its own in `folder`. Raises as `painter_of` does."""
+def train_inpaint(
+    stage: InpaintStage,
+    ground: Ground,
+    dataset: AbsDataset,
+    folder: Path,
+    *,
+    decoder: Path,
+    of: Sight = "image",
+    frozen: bool = False,
+) -> Path:
+    """Trains on from the weights in the file `decoder`; leaves its own in `folder`. Raises as `painter_of` does.
+
+    of: whose embeddings the decoder was trained on. frozen: whether its text transformer is CLIP's, which stays.
+    """
     trained = load_model(decoder, "decoder")
     assert isinstance(trained, Decoder)
     text = reader_config(stage.caption, stage.text, ground)
     reader = stage.caption if trained.config.caption is None else None  # a decoder that reads keeps its own
     model = ground.built(lambda: with_reader(painter_of(trained, text, drop=stage.drop), reader, ground))
-    reads = model.caption is not None
-    return ground.run(model, stage.run, EmbeddedImages(ground.store, dataset, ground.tokens if reads else None), folder)
+    if model.caption is not None and frozen:
+        model.caption.requires_grad_(False)
+    tokens = ground.tokens if model.caption is not None else None
+    return ground.run(model, stage.run, EmbeddedImages(ground.store, dataset, tokens, of=of), folder)
 
 
 def painter_of(decoder: Decoder, text: TextConfig | None = None, *, drop: float | None = None) -> Decoder:

@@ -17,4 +17,4 @@ def train_prior(stage: PriorStage, ground: Ground, folder: Path) -> Path:
     config = stage.config.model_copy(update={"dim": ground.store.dim, "caption": text, **spaces})
     model = ground.built(lambda: with_reader(Prior.from_config(config), stage.caption, ground))
     pairs = EmbeddingPairs(ground.store, ground.tokens if text else None)
-    return calibrate(ground.run(model, stage.run, pairs, folder), pairs, seed=ground.seed)
+    return calibrate(ground.run(model, stage.run, pairs, folder), pairs, seed=ground.seed, device=ground.device)
