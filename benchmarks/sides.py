@@ -86,10 +86,15 @@ def our_decoder(
 def our_prior(
     dim: int = DIM, *, space: "EmbeddingSpace | None" = None, text_space: "EmbeddingSpace | None" = None
 ) -> Side:
-    """Our prior with its defaults, 6 layers of 8 heads; as wide as the embeddings, as theirs must be."""
+    """Our prior with its defaults, 6 layers of 8 heads; as wide as the embeddings, as theirs must be.
+
+    It predicts the clean embedding, as theirs, the paper's and those of our presets do: a prediction of noise learns what
+    a caption says last, since there it counts where noise is nearly all there is.
+    """
     from dalle_2.models.prior import Prior, PriorConfig
 
-    return our_side(Prior(config=PriorConfig(dim=dim, width=dim, space=space, text_space=text_space, drop=DROP)))
+    config = PriorConfig(dim=dim, width=dim, target="x_0", space=space, text_space=text_space, drop=DROP)
+    return our_side(Prior(config=config))
 
 
 def our_side(model: nn.Module) -> Side:
