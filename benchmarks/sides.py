@@ -88,8 +88,8 @@ def our_prior(
 ) -> Side:
     """Our prior with its defaults, 6 layers of 8 heads; as wide as the embeddings, as theirs must be.
 
-    It predicts the clean embedding, as theirs, the paper's and those of our presets do: a prediction of noise learns what
-    a caption says last, since there it counts where noise is nearly all there is.
+    It predicts the clean embedding, as theirs, the paper's and those of our presets do: a prediction of noise learns
+    last what a caption says, since there it counts where noise is nearly all there is.
     """
     from dalle_2.models.prior import Prior, PriorConfig
 
