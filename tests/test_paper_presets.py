@@ -18,7 +18,7 @@ from dalle_2.training.recipe import RunSettings
 
 # Exact numbers from the table's widths, beside what the paper rounds them to.
 COUNTS = {
-    "paper-prior-ar": 2_117_932_672,  # 1.3 B in the text encoder, 0.8 B behind it
+    "paper-prior-ar": 2_115_266_048,  # 1.3 B in the text encoder, 0.8 B behind it
     "paper-prior-diffusion": 1_329_479_680,
     "paper-decoder-64": 3_566_582_278,
     "paper-upsampler-256": 730_769_347,

@@ -24,13 +24,14 @@ from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.quantiser import Quantiser, encode, fit, fit_shares
 from dalle_2.sampling.noise import PictureNoise
-from dalle_2.sampling.token_sampler import TokenSampler, uniforms
+from dalle_2.sampling.token_sampler import TokenSampler, log_exponentials
 
 
 class AutoregressivePriorConfig(Settings):
     """Sizes of the network, its buckets, and how it is sampled by default.
 
     `space` and `text_space` are as in `PriorConfig`; as many components are drawn as `space` has directions.
+    buckets: of each component. waves: how finely the network may tell them apart, see `SmoothReadout`.
     context, text_width: number and width of the text states that come before all else; context 0 for none. caption: a
     text transformer of the prior's own, which makes them from tokens; number and width are then its own.
     dot_percentile: the dot product is drawn from what lies above this share of the training data's, evenly; of 50, 70,
@@ -42,6 +43,7 @@ class AutoregressivePriorConfig(Settings):
     depth: int = Field(default=6, ge=0)
     heads: int = Field(default=8, ge=1)
     buckets: int = Field(default=1024, ge=2)
+    waves: int = Field(default=128, ge=1)
     dot_buckets: int = Field(default=100, ge=2)
     context: int = Field(default=0, ge=0)
     text_width: int = Field(default=512, ge=1)
@@ -117,6 +119,14 @@ class _Plan:
                 self.on_step(step)
 
 
+@dataclass(frozen=True, eq=False)
+class _Noise:
+    """Chance, a row a picture: uniform in [0, 1) for the dot product, as `TokenSampler` takes it for the components."""
+
+    dot: Float[Tensor, "r"]
+    tokens: Float[Tensor, "r k v"]
+
+
 class AutoregressivePrior(nn.Module):
     """Image embeddings for text embeddings, a component at a time; it goes wherever a `Prior` goes."""
 
@@ -135,6 +145,7 @@ class AutoregressivePrior(nn.Module):
             width=config.width,
             depth=config.depth,
             heads=config.heads,
+            waves=config.waves,
             dot_buckets=config.dot_buckets,
             context=config.text_shape[0],
             text_width=config.text_shape[1],
@@ -210,7 +221,7 @@ class AutoregressivePrior(nn.Module):
         require(batch, "z_txt", "buckets", "dot", *self._text_names)
         text = (batch.get("text"), batch.get("valid")) if self.caption is None else self.read(batch["tokens"])
         prefix, valid = self._prefix(Caption(batch["z_txt"], *text), batch["dot"], batch.get("dropped"))
-        logits = self.network(prefix, batch["buckets"], valid).float().flatten(0, 1)
+        logits = self.network(prefix, self.quantiser.decode(batch["buckets"]), valid).float().flatten(0, 1)
         tokens = batch["buckets"].flatten()
         return {
             "loss": F.cross_entropy(logits, tokens),
@@ -288,19 +299,27 @@ class AutoregressivePrior(nn.Module):
             text, valid = self.read(tokens)
         self._check_text(text, valid, len(z_txt))
         plan = _Plan(self._sampler(temperature, top_k, top_p), self._weight(guidance), on_step, cache)
-        uniform = uniforms(self._streams(len(z_txt), count, seeds), 1 + self.components, self.device)
+        streams = self._streams(len(z_txt), count, seeds)
         with torch.autocast(self.device.type, enabled=False):
-            components = self._draw(Caption(z_txt, text, valid).repeated(count), uniform, plan)
+            components = self._draw(Caption(z_txt, text, valid).repeated(count), self._noise(streams), plan)
         return rearrange(self._embedding(components), "(b k) d -> b k d", k=count)
 
-    def _draw(self, caption: Caption, uniform: Float[Tensor, "r n"], plan: _Plan) -> Float[Tensor, "r k"]:
-        """Components drawn with a row of numbers in [0, 1) each, the first of which is for the dot product."""
-        dot = self.wished_dot(uniform[:, 0])
+    def _noise(self, streams: Sequence[torch.Generator]) -> _Noise:
+        """All that is drawn by chance. A stream that is named again goes on behind all that its first row needs."""
+        dots, tokens = [], []
+        for stream in streams:
+            dots.append(torch.rand(1, generator=stream))
+            tokens.append(log_exponentials([stream], self.components, self.config.buckets))
+        return _Noise(torch.cat(dots).to(self.device), torch.cat(tokens).to(self.device))
+
+    def _draw(self, caption: Caption, noise: _Noise, plan: _Plan) -> Float[Tensor, "r k"]:
+        """Components of all rows, as far as their noise leaves open."""
+        dot = self.wished_dot(noise.dot)
         dropped = torch.zeros_like(dot, dtype=torch.bool)
         if plan.guidance != 1:  # the same rows once more, without what they know
             caption, dot, dropped = caption.twice(), dot.repeat(2), torch.cat([dropped, ~dropped])
         prefix, valid = self._prefix(caption, dot, dropped)
-        tokens, logits = self._tokens(prefix, valid, uniform[:, 1:], plan)
+        tokens, logits = self._tokens(prefix, valid, noise.tokens, plan)
         # What is not finite once is so in all later logits, though a token can always be drawn.
         sound = logits.isfinite().all(dim=1, keepdim=True)
         return torch.where(sound, self.quantiser.decode(tokens), torch.nan)
@@ -310,22 +329,22 @@ class AutoregressivePrior(nn.Module):
         self,
         prefix: Float[Tensor, "b p w"],
         valid: Bool[Tensor, "b p"] | None,
-        uniform: Float[Tensor, "r k"],
+        noise: Float[Tensor, "r k v"],
         plan: _Plan,
     ) -> tuple[Int[Tensor, "r k"], Float[Tensor, "r v"]]:
         """The tokens of all components and the last one's logits; the one long loop.
 
         prefix: of the rows to draw; where guidance is on, theirs and then the unconditional ones, as many.
         """
-        tokens = torch.empty(uniform.shape, dtype=torch.long, device=prefix.device)
+        tokens = torch.empty(noise.shape[:2], dtype=torch.long, device=prefix.device)
         reading = self.network.reading(len(prefix), valid, cached=plan.cache)
         state = reading.begin(prefix)
         for index in range(self.components):
-            logits = guided(self.network.logits(state), len(uniform), plan.guidance)
-            tokens[:, index] = plan.sampler.choose(logits, uniform[:, index])
+            logits = guided(self.network.logits(state), len(noise), plan.guidance)
+            tokens[:, index] = plan.sampler.choose(logits, noise[:, index])
             plan.tell(TokenStep(index, self.components))
             if index + 1 < self.components:
-                drawn = self.network.embed(tokens[:, index : index + 1], index)
+                drawn = self.network.embed(self.quantiser.decode(tokens[:, index : index + 1], index), index)
                 state = reading.go_on(drawn if len(drawn) == len(prefix) else drawn.repeat(2, 1, 1))
         return tokens, logits
 

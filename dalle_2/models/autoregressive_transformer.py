@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_2.models.layers.smooth_readout import SmoothReadout
 from dalle_2.models.layers.transformer import Transformer
 
 POINTERS = 2  # tokens between the caption and the components: text embedding and dot product
@@ -15,12 +16,14 @@ POINTERS = 2  # tokens between the caption and the components: text embedding an
 class AutoregressiveTransformer(nn.Module):
     """Reads `[text states, z_txt, dot product, component 1, 2, ...]`; each component is foretold by the token before.
 
-    This is the sequence of the DALL·E 2 paper (section 2.2). It knows widths and shapes; what a bucket means, and how
-    one is drawn, belongs to `AutoregressivePrior`. All components share one table of buckets and one readout, and
-    tell each other apart by their positions: tables of their own would be larger than the transformer.
+    This is the sequence of the DALL·E 2 paper (section 2.2). It knows widths and shapes; which number a bucket stands
+    for, and how one is drawn, belongs to `AutoregressivePrior`. A component is read as its number along a direction of
+    its own: a table of buckets would have to learn that they lie in an order. All components share one readout and tell
+    each other apart by their positions: readouts of their own would be larger than the transformer.
 
-    dim: length of the text embedding. components, buckets: how many there are. dot_buckets: of the dot product; one
-    more token stands for an unknown one. context, text_width: number and width of text states; context 0 for none.
+    dim: length of the text embedding. components, buckets: how many there are. waves: see `SmoothReadout`. dot_buckets:
+    of the dot product; one more token stands for an unknown one. context, text_width: number and width of text states;
+    context 0 for none.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class AutoregressiveTransformer(nn.Module):
         depth: int,
         heads: int,
         dot_buckets: int,
+        waves: int = 128,
         context: int = 0,
         text_width: int = 0,
     ) -> None:
@@ -43,15 +47,12 @@ class AutoregressiveTransformer(nn.Module):
         self.embed_text = nn.Linear(text_width, width) if context else None
         self.embed_z = nn.Linear(dim, width)
         self.embed_dot = nn.Embedding(dot_buckets + 1, width)
-        self.embed_bucket = nn.Embedding(buckets, width)
+        self.directions = nn.Parameter(0.1 * torch.randn(components - 1, width))
         self.positions = nn.Parameter(0.02 * torch.randn(self.prefix_length + components - 1, width))
         self.transformer = Transformer(width, depth, heads, causal=True)
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, buckets)
-        for table in (self.embed_dot, self.embed_bucket):
-            nn.init.normal_(table.weight, std=0.02)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = SmoothReadout(width, buckets, waves)
+        nn.init.normal_(self.embed_dot.weight, std=0.02)
 
     def prefix(
         self,
@@ -65,19 +66,19 @@ class AutoregressiveTransformer(nn.Module):
             tokens = torch.cat([self.embed_text(text), tokens], dim=1)
         return tokens + self.positions[: self.prefix_length]
 
-    def embed(self, tokens: Int[Tensor, "b n"], first: int = 0) -> Float[Tensor, "b n {self.width}"]:
-        """Components `first`, `first + 1`, ... by their buckets, embedded."""
-        start = self.prefix_length + first
-        return self.embed_bucket(tokens) + self.positions[start : start + tokens.shape[1]]
+    def embed(self, values: Float[Tensor, "b n"], first: int = 0) -> Float[Tensor, "b n {self.width}"]:
+        """Components `first`, `first + 1`, ... by their numbers, embedded; the last component never is."""
+        last, start = first + values.shape[1], self.prefix_length
+        return values[..., None] * self.directions[first:last] + self.positions[start + first : start + last]
 
     def forward(
         self,
         prefix: Float[Tensor, "b p {self.width}"],
-        tokens: Int[Tensor, "b {self.components}"],
+        values: Float[Tensor, "b {self.components}"],
         valid: Bool[Tensor, "b p"] | None = None,
     ) -> Float[Tensor, "b {self.components} {self.buckets}"]:
         """The logits of every component, given those before it. valid: False at padding of the prefix."""
-        x = torch.cat([prefix, self.embed(tokens[:, :-1])], dim=1)
+        x = torch.cat([prefix, self.embed(values[:, :-1])], dim=1)
         states = self.transformer(x, _prolonged(valid, self.components - 1))
         return self.logits(states[:, self.prefix_length - 1 :])
 

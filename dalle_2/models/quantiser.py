@@ -41,9 +41,9 @@ class Quantiser(nn.Module):
         """The bucket of every number, 0 ... buckets - 1; larger numbers never lie in lower ones."""
         return encode(values, self.edges)
 
-    def decode(self, tokens: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-        """What the buckets stand for."""
-        return decode(tokens, self.centres)
+    def decode(self, tokens: Int[Tensor, "b n"], first: int = 0) -> Float[Tensor, "b n"]:
+        """What the buckets of the components `first`, `first + 1`, ... stand for."""
+        return decode(tokens, self.centres[first : first + tokens.shape[1]])
 
     @torch.no_grad()
     def set(self, buckets: Buckets) -> None:

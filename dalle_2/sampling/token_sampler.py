@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dalle_2.errors import UsageError
 
+TINY = torch.finfo(torch.float32).tiny  # nothing would have no logarithm
+
 
 @dataclass(frozen=True)
 class TokenSampler:
@@ -34,41 +36,31 @@ class TokenSampler:
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p must be above 0 and at most 1, got {self.top_p}; 1 keeps all tokens")
 
-    def probabilities(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
-        """With what probability each token is drawn."""
+    def restricted(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        """The logits of what is drawn from: those of tokens that can't come are -inf."""
         if self.temperature == 0:
-            return torch.zeros_like(logits).scatter(1, logits.argmax(dim=1, keepdim=True), 1.0)
-        logits = logits / self.temperature
+            return _likeliest(logits, 1)
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[1]:
             logits = _likeliest(logits, self.top_k)
-        shares = logits.softmax(dim=1)
-        return shares if self.top_p == 1 else _nucleus(shares, self.top_p)
+        return logits if self.top_p == 1 else _nucleus(logits, self.top_p)
 
-    def choose(self, logits: Float[Tensor, "b v"], uniform: Float[Tensor, "b"]) -> Int[Tensor, "b"]:
-        """A token a row: the first whose cumulative probability is above the row's number in [0, 1).
+    def choose(self, logits: Float[Tensor, "b v"], noise: Float[Tensor, "b v"]) -> Int[Tensor, "b"]:
+        """A token a row, by the row's own noise: logarithms of exponential numbers, see `log_exponentials`.
 
-        In double precision where the device has it. Should two ways to the same logits differ in the last digit, the
-        rare draw between their cumulative probabilities ends in the neighbouring token, which of buckets in their
-        order is the nearest.
+        The largest sum of logit and Gumbel noise is a draw from the softmax (Gumbel 1954). Where two ways to the same
+        logits differ in the last digit, with a cache and without, alone and in a batch, they hardly ever disagree in
+        the token. The inverse of the cumulative probabilities, with a boundary between any two tokens, disagreed once
+        in a thousand tokens of 1024.
         """
-        if self.temperature == 0:
-            return logits.argmax(dim=1)
-        shares = self.probabilities(logits.to(exact(logits.device))).cumsum(dim=1)
-        point = uniform.to(shares)[:, None] * shares[:, -1:]
-        return torch.searchsorted(shares, point, right=True)[:, 0].clamp(max=shares.shape[1] - 1)
+        return (self.restricted(logits) - noise).argmax(dim=1)
 
 
-def uniforms(
-    generators: Iterable[torch.Generator], count: int, device: torch.device | str = "cpu"
-) -> Float[Tensor, "b {count}"]:
-    """`count` numbers in [0, 1) from each generator, a CPU one, on a device; a generator may be named twice."""
-    rows = [torch.rand(count, generator=generator, dtype=torch.float64) for generator in generators]
-    return torch.stack(rows).to(exact(device)).to(device)
-
-
-def exact(device: torch.device | str) -> torch.dtype:
-    """Double precision where the device has it."""
-    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+def log_exponentials(generators: Iterable[torch.Generator], *shape: int) -> Float[Tensor, "b *shape"]:
+    """Logarithms of exponential numbers, float32 on the CPU, a row from each generator; one may be named twice."""
+    rows = [torch.empty(shape).exponential_(generator=generator) for generator in generators]
+    return torch.stack(rows).clamp_min_(TINY).log_()
 
 
 def _likeliest(logits: Float[Tensor, "b v"], count: int) -> Float[Tensor, "b v"]:
@@ -77,9 +69,8 @@ def _likeliest(logits: Float[Tensor, "b v"], count: int) -> Float[Tensor, "b v"]
     return torch.full_like(logits, -math.inf).scatter(1, kept.indices, kept.values)
 
 
-def _nucleus(shares: Float[Tensor, "b v"], mass: float) -> Float[Tensor, "b v"]:
-    """The fewest tokens of each row that together have at least this probability, scaled up to 1."""
-    ordered, order = shares.sort(dim=1, descending=True, stable=True)
-    before = ordered.cumsum(dim=1) - ordered
-    kept = torch.zeros_like(shares).scatter(1, order, ordered * (before < mass))
-    return kept / kept.sum(dim=1, keepdim=True)
+def _nucleus(logits: Float[Tensor, "b v"], mass: float) -> Float[Tensor, "b v"]:
+    """The logits of the fewest tokens of each row that together have at least this probability."""
+    ordered, order = logits.softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    beyond = ordered.cumsum(dim=1) - ordered >= mass
+    return logits.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), -math.inf)

@@ -211,10 +211,9 @@ def forward_once(model: Any) -> None:
     elif model.kind == "prior":
         model.network(empty(model.config.dim), empty(model.space.width), empty(model.config.width), **words)
     elif model.kind == "autoregressive_prior":
-        buckets = torch.empty(1, model.components, dtype=torch.long, device="meta")
         dot = torch.empty(1, dtype=torch.long, device="meta")
         prefix = model.network.prefix(empty(model.config.dim), dot, words.get("states"))
-        model.network(prefix, buckets)
+        model.network(prefix, empty(model.components))
     elif model.kind == "draft":
         model(empty(model.config.z_dim))
     else:
