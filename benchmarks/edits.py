@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--seed", type=int, default=2024)
     parser.add_argument("--only", default=",".join(MEASURES))
-    parser.add_argument("--theta", type=float, default=0.5)
+    parser.add_argument("--by", choices=("direction", "prior"), help="of text diffs; by default as the command")
+    parser.add_argument("--theta", type=float)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--out", type=Path, default=Path("edits"))
     options = parser.parse_args()
@@ -82,14 +83,24 @@ def text_diffs(pipeline: DALLe2, options: argparse.Namespace) -> list[dict[str, 
     for number, case in enumerate(text_diff_cases(options.n, options.seed)):
         before = Image.fromarray(render(case.before, SIDE))
         (made,) = text_diff(
-            pipeline, before, case.source, case.target, 1, theta=options.theta, seed=number, settings=settings
+            pipeline,
+            before,
+            case.source,
+            case.target,
+            1,
+            theta=options.theta,
+            by=options.by,
+            seed=number,
+            settings=settings,
         )
         right.append(shows(parse(np.asarray(made.image)), case.after))
         if len(shown) < 2 * SHOWN:
             shown, labels = [*shown, before, made.image], [*labels, case.source, case.target]
         progress("text diff", right, options.n)
     sheet(shown, labels, options.out / "text-diff.png")
-    return [line(f"text diff, theta {options.theta:g}", len(right), rate(right), began)]
+    return [
+        line(f"text diff by {made.metadata['by']}, theta {made.metadata['theta']:g}", len(right), rate(right), began)
+    ]
 
 
 def inpaintings(pipeline: DALLe2, options: argparse.Namespace) -> list[dict[str, Any]]:

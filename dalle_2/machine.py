@@ -14,7 +14,9 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 BFLOAT16_SINCE, FLOAT16_SINCE = (8, 0), (7, 0)
 
 # Instructions that multiply bfloat16 matrices; without them bfloat16 is emulated and slower than float32.
-BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+AMX = "amx_bf16"  # by whole tiles: any training gains
+BF16_FLAGS = (AMX, "avx512_bf16")
+Trained = Literal["transformer", "convolutions"]
 MATRIX_FLAGS = (
     "avx2",
     "avx512f",
@@ -31,18 +33,23 @@ def default_dtype(
     device: str = "cpu",
     *,
     capability: tuple[int, int] | None = None,
-    trains_transformer: bool = False,
+    trains: Trained | None = None,
     flags: Collection[str] | None = None,
 ) -> DtypeName:
     """What a dtype of "auto" stands for: the smaller dtype that the hardware multiplies fast, else float32.
 
     device: "cpu", "cuda", "cuda:1", "mps"; capability: that of the CUDA device; flags: the processor's instructions,
-    by default this one's. A processor gains from bfloat16 only where transformers are trained in large batches.
+    by default this one's. trains: what is trained, None for sampling. Without a graphics card sampling, in small
+    batches, gains nothing from bfloat16; training does, of networks of convolutions only where the processor multiplies
+    tiles.
     """
     if device.startswith("cuda"):
         return _cuda_dtype(capability or (0, 0))
-    known = (cpu_flags() if flags is None else flags) if device == "cpu" and trains_transformer else ()
-    return "bfloat16" if any(flag in known for flag in BF16_FLAGS) else "float32"
+    if device != "cpu" or trains is None:
+        return "float32"
+    known = cpu_flags() if flags is None else flags
+    helpful = BF16_FLAGS if trains == "transformer" else (AMX,)
+    return "bfloat16" if any(flag in known for flag in helpful) else "float32"
 
 
 def _cuda_dtype(capability: tuple[int, int]) -> DtypeName:

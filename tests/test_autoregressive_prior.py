@@ -24,6 +24,7 @@ from dalle_2.models.autoregressive_prior import (
 from dalle_2.models.checkpoints import load_model, save_model
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.smooth_readout import SmoothReadout
+from dalle_2.sampling.options import TokenOptions
 from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.training.ground import Ground
 from dalle_2.training.progress import Silent
@@ -57,16 +58,16 @@ def clean(rows: int, **more: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("guidance", [1.0, 0.0, 3.0])
 @pytest.mark.parametrize("settings", [{}, READS_TEXT, {"dim": 20, "heads": 4}])
-@pytest.mark.parametrize("drawn", [{}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.9}])
+@pytest.mark.parametrize("drawn", [TokenOptions(), TokenOptions(temperature=0.0), TokenOptions(top_k=3, top_p=0.9)])
 def test_with_and_without_a_cache_the_tokens_are_the_same(
-    guidance: float, settings: dict[str, Any], drawn: dict[str, Any]
+    guidance: float, settings: dict[str, Any], drawn: TokenOptions
 ) -> None:
     model = lively(**settings).double()
     z_txt = noise(3, model.config.dim)
-    options = {"guidance": guidance, "seeds": [4, 5, 6], **drawn, **text_of(model)}
+    options = {"guidance": guidance, "seeds": [4, 5, 6], "drawing": drawn, **text_of(model)}
     cached, plain = (model.sample_candidates(z_txt, 2, cache=cache, **options) for cache in (True, False))
     assert torch.equal(cached, plain)
-    assert not torch.equal(cached[:, 0], cached[:, 1]) or drawn == {"temperature": 0.0}
+    assert not torch.equal(cached[:, 0], cached[:, 1]) or drawn.temperature == 0
 
 
 def test_each_token_is_read_once_with_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,10 +256,10 @@ def test_the_dot_product_is_drawn_evenly_from_its_upper_part(
 def test_at_the_limits_sampling_is_greedy() -> None:
     model, z_txt = lively(), noise(3, DIM)
     model.config = model.config.model_copy(update={"dot_percentile": 75.0})  # one bucket: no luck is left
-    greedy = model.sample(z_txt, temperature=0.0, seeds=[1, 2, 3])
-    assert torch.equal(greedy, model.sample(z_txt, temperature=0.0, seeds=[4, 5, 6]))
+    greedy = model.sample(z_txt, drawing=TokenOptions(temperature=0.0), seeds=[1, 2, 3])
+    assert torch.equal(greedy, model.sample(z_txt, drawing=TokenOptions(temperature=0.0), seeds=[4, 5, 6]))
     for limit in ({"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1e-9}):
-        assert torch.equal(model.sample(z_txt, seeds=[7, 8, 9], **limit), greedy)
+        assert torch.equal(model.sample(z_txt, seeds=[7, 8, 9], drawing=TokenOptions(**limit)), greedy)
     assert not torch.equal(model.sample(z_txt, seeds=[7, 8, 9]), greedy)
 
 
@@ -431,10 +432,10 @@ def test_more_directions_than_rows_are_none(store: EmbeddingStore, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"temperature": -1.0}, "temperature must be a number from 0 up, got -1.0"),
+        ({"drawing": TokenOptions(top_p=0.0)}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"drawing": TokenOptions(top_p=1.5)}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"drawing": TokenOptions(top_k=0)}, "top_k must be at least 1, got 0"),
+        ({"drawing": TokenOptions(temperature=-1.0)}, "temperature must be a number from 0 up, got -1.0"),
         ({"guidance": -0.5}, "guidance must be a number from 0 up, got -0.5; 1 is off"),
         ({"guidance": math.inf}, "guidance must be a number from 0 up, got inf"),
         ({"t": 25}, "takes one step a component, here 8, got 25: leave it out"),

@@ -80,12 +80,12 @@ def test_a_pipeline_keeps_the_candidate_with_the_highest_score(pipeline: DALLe2,
 def test_candidates_are_a_setting_of_the_prior_and_of_a_call(pipeline: DALLe2) -> None:
     prior = pipeline.prior
     assert prior is not None
-    assert pipeline.settings()["prior"].candidates == 1
+    assert pipeline.settings()["prior"].candidates == 2  # as the paper
     prior.config = prior.settings = prior.config.model_copy(update={"candidates": 4})
     plan = pipeline.settings()
     assert (plan["prior"].candidates, plan["decoder"].candidates) == (4, 1)
     assert torch.equal(pipeline.embed(PROMPTS, seeds=3), pipeline.embed(PROMPTS, seeds=3, candidates=4))
-    assert pipeline.settings(candidates=2)["prior"].candidates == 2
+    assert pipeline.settings(candidates=3)["prior"].candidates == 3
     made = next(generations(pipeline, PROMPTS[:1], 3, GenerationSettings(candidates=2)))
     assert made.metadata["candidates"] == 2
     made = next(generations(pipeline, PROMPTS[:1], 3, GenerationSettings(use_prior=False)))

@@ -1,5 +1,6 @@
 """The editing commands: the files they leave, what they say, and what they refuse before anything is written."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,8 @@ COMMANDS: list[tuple[list[str], int, str]] = [
      "text diff"),
     (["inpaint", "picture.png", "a red circle", "--mask", "mask.png", "--candidates", "2"], 1, "inpainting"),
     (["outpaint", "picture.png", "a red circle", "--right", "8", "--steps", "2"], 1, "outpainting"),
+    (["inpaint", "picture.png", "a red circle", "--mask", "mask.png", "--sampler", "dpm++2m", "--prior", "diffusion",
+      "--steps", "3", "--candidates", "1"], 1, "inpainting"),
     (["image-to-image", "picture.png", "a red circle", "--strength", "0.8", "--steps", "5"], 1, "image to image"),
     (["probe", "picture.png", "--write", "star", "--labels", "a star,a circle", "--n", "1", "--steps", "2"], 2,
      "typographic attack"),
@@ -71,6 +74,14 @@ def test_inpainting_keeps_the_pixels_of_the_file(run: Callable[..., int]) -> Non
     assert (before[~outside] != after[~outside]).any()
 
 
+def test_a_jpeg_is_said_to_keep_no_pixel_exactly(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["inpaint", "picture.png", "a red circle", "--mask", "mask.png", "--candidates", "1", "--steps", "2"]
+    assert run(*words, "--format", "jpg") == 0
+    assert "a JPEG changes every pixel a little" in capsys.readouterr().err
+    assert run(*words) == 0
+    assert "JPEG" not in capsys.readouterr().err
+
+
 def test_transparent_parts_are_holes(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     picture = Image.open("picture.png").convert("RGBA")
     alpha = Image.new("L", picture.size, 255)
@@ -78,8 +89,10 @@ def test_transparent_parts_are_holes(run: Callable[..., int], capsys: pytest.Cap
     picture.putalpha(alpha)
     picture.save("holed.png")
     assert run("inpaint", "holed.png", "a red circle", "--candidates", "1") == 0
-    assert run("inpaint", "picture.png", "a red circle") == 2
-    assert "no transparent part and no mask" in capsys.readouterr().err
+    Image.open("picture.png").convert("RGBA").save("opaque.png")
+    for name in ("picture.png", "opaque.png"):
+        assert run("inpaint", name, "a red circle") == 2
+        assert "no transparent part and no mask" in capsys.readouterr().err
 
 
 def test_pictures_come_in_every_form(run: Callable[..., int]) -> None:
@@ -118,6 +131,10 @@ REFUSED: list[tuple[list[str], str]] = [
     (["outpaint", "picture.png", "a circle"], "a side is continued by 1 to 16 pixels"),
     (["outpaint", "picture.png", "a circle", "--left", "17"], "a side is continued by 1 to 16 pixels"),
     (["image-to-image", "picture.png", "a circle", "--strength", "0"], "strength must lie above 0"),
+    (["image-to-image", "picture.png", "a circle", "--sampler", "unpic"], "unipc"),
+    (["image-to-image", "picture.png", "a circle", "--prior", "ar"], "no autoregressive prior"),
+    (["generate", "a circle", "--noise-level", "3"], "no upsampler of this run was trained with noise levels"),
+    (["upscale", "picture.png", "--noise-level", "3"], "no upsampler of this run was trained with noise levels"),
     (["interpolate", "picture.png", "missing.png"], "there is no file missing.png"),
     (["reconstruct", "picture.png", "--directions", "2,x"], "whole numbers with commas between"),
     (["reconstruct", "picture.png"], "knows no principal directions"),
@@ -148,6 +165,21 @@ def test_the_best_of_several_is_kept(run: Callable[..., int]) -> None:
     assert len(pictures) == 2
     scores = [(read_metadata(path) or {})["clip"] for path in pictures]
     assert all(-1 <= score <= 1 for score in scores)
+
+
+def test_pictures_are_ranked_by_what_they_show(
+    micro_pipeline: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["rerank", "a red circle", "picture.png", "other.png", "--pipeline", str(micro_pipeline), "--json"]
+    assert main(words) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["file"] for line in lines} == {"picture.png", "other.png"}
+    assert lines[0]["clip"] >= lines[1]["clip"]
+    assert main([*words[:-1], "--keep", "1"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(lines[0]["file"])
+    assert main(["rerank", "a red circle", "missing.png"]) == 1
+    assert "there is no file missing.png" in capsys.readouterr().err
 
 
 def test_a_negative_prompt_and_a_threshold_are_remembered(

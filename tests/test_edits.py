@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 import dalle_2
-from dalle_2 import DALLe2
+from dalle_2 import DALLe2, Decoder
 from dalle_2.errors import UsageError
 from dalle_2.evaluation.typographic import labelled, probe
 from dalle_2.images import from_pil, to_pil
@@ -20,8 +20,8 @@ from dalle_2.inference.image_to_image import image_to_image
 from dalle_2.inference.inpaint import frames, inpaint, outpaint
 from dalle_2.inference.interpolate import interpolate, interpolate_captions
 from dalle_2.inference.latents import at_decoder_size
-from dalle_2.inference.plans import EditSettings, Plan, draw
-from dalle_2.inference.reconstruct import reconstructions, truncated
+from dalle_2.inference.plans import EditSettings, Plan, draw, in_steps
+from dalle_2.inference.reconstruct import doubling, reconstructions, truncated
 from dalle_2.inference.rerank import reranked
 from dalle_2.inference.text_diff import difference, text_diff
 from dalle_2.inference.variations import variations
@@ -189,6 +189,11 @@ def test_a_mask_is_white_where_to_paint_and_a_small_pixel_is_a_hole_if_any_of_it
     found = holed(picture, mask, 32)
     assert found.hole.nonzero().tolist() == [[0, 5, 5]]
     assert shrunk(found, 16).hole.nonzero().tolist() == [[0, 2, 2]]
+    line = Image.new("L", (512, 512), 0)
+    line.paste(255, (100, 7, 400, 8))  # a pixel high, of sixteen that become one
+    large = holed(picture.resize((512, 512)), line, 32).hole.nonzero()
+    assert set(large[:, 1].tolist()) == {0}
+    assert set(large[:, 2].tolist()) == set(range(6, 25))
 
 
 def test_masks_that_make_no_sense_are_refused(pipeline: DALLe2, picture: Image.Image) -> None:
@@ -275,6 +280,18 @@ def test_directions_add_up_to_the_embedding() -> None:
         seen[:, :2] + torch.tensor([0.2, 0.4]), whole[:, :2] + torch.tensor([0.2, 0.4])
     )
     assert bool((along > 0.999).all())
+
+
+def test_by_default_directions_double_up_to_all_of_them() -> None:
+    assert doubling(96) == [2, 4, 8, 16, 32, 64, 96]
+    assert doubling(8) == [2, 4, 8]
+    assert doubling(1) == [1]
+
+
+def test_a_short_noise_table_has_no_more_steps_than_it_has() -> None:
+    assert in_steps(None, Decoder(T=20)).steps == 20
+    assert in_steps(EditSettings(steps=3), Decoder(T=20)).steps == 3
+    assert in_steps(None, Decoder()).steps == 50
 
 
 def test_a_decoder_that_knows_no_directions_says_so(pipeline: DALLe2, picture: Image.Image) -> None:

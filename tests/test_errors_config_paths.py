@@ -174,9 +174,7 @@ class TestToml:
             read_toml(tmp_path / "run.toml")
 
     def test_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            errors.ConfigError, match=r"can't read the settings file .*none\.toml: No such file"
-        ):
+        with pytest.raises(errors.ConfigError, match=r"can't read the settings file .*none\.toml: No such file"):
             read_toml(tmp_path / "none.toml")
 
 
@@ -285,8 +283,10 @@ class TestMachine:
     def test_default_dtype(
         self, device: str, flags: tuple[str, ...], capability: tuple[int, int] | None, dtype: str
     ) -> None:
-        training = machine.default_dtype(device, flags=flags, capability=capability, trains_transformer=True)
+        training = machine.default_dtype(device, flags=flags, capability=capability, trains="transformer")
         assert training == dtype
+        drawing = machine.default_dtype(device, flags=flags, capability=capability, trains="convolutions")
+        assert drawing == ("float32" if flags == ("avx512_bf16",) else dtype)
         sampling = machine.default_dtype(device, flags=flags, capability=capability)
         assert sampling == ("float32" if device == "cpu" else dtype)
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from training_rig import DIM, awake, decoder, drafting, generator, noise
 
 import dalle_2
 from dalle_2.errors import ConfigError, UsageError
+from dalle_2.inference.variations import variations
 from dalle_2.models.decoder import Known
 from dalle_2.models.masks import WHOLE, known_channels, random_holes
 from dalle_2.presets import resolve
@@ -50,9 +52,7 @@ def test_what_is_kept_reaches_the_network_and_the_result() -> None:
     hole[..., :4] = True
     known = Known(noise(1, 3, 8, 8, seed=5).clamp(-1, 1), hole)
     other = Known(known.picture.flip(2), hole)
-    assert not torch.allclose(
-        painter(x, z, painter.time(t), known=known), painter(x, z, painter.time(t), known=other)
-    )
+    assert not torch.allclose(painter(x, z, painter.time(t), known=known), painter(x, z, painter.time(t), known=other))
     drawn = painter.sample(z, 4, known=known, seeds=[1])
     assert torch.equal(drawn[..., 4:], known.picture[..., 4:])
 
@@ -108,9 +108,14 @@ def test_a_decoder_may_be_trained_on_captions_to_do_without_a_prior(tmp_path: Pa
     assert pipeline.decoder.space.basis is None  # captions are seen in all directions
     assert pipeline.prior is not None
     assert pipeline.prior.space.basis is not None
-    words = pipeline.generate(["a red circle"], seeds=1, use_prior=False)
     z = pipeline._encode_text(["a red circle"])
-    assert torch.allclose(words, pipeline.decode(z, seeds=1), atol=1e-5)
+    assert torch.equal(pipeline.embed(["a red circle"]), z)
+    assert "prior" not in pipeline.settings()  # which it was trained to do without
+    assert torch.allclose(pipeline.generate(["a red circle"], seeds=1), pipeline.decode(z, seeds=1), atol=1e-5)
+    with pytest.raises(UsageError, match="trained on captions' embeddings: leave the prior out"):
+        pipeline.generate(["a red circle"], prior="diffusion")
+    with pytest.raises(UsageError, match="can't be shown pictures"):
+        next(variations(pipeline, [Image.new("RGB", (64, 64))]))
     with pytest.raises(ConfigError, match="draft.of is text and decoder.of image"):
         resolve(["shapes-micro"], changes=["draft.of=text"])
 

@@ -41,11 +41,12 @@ def test_the_doctor_names_the_dtype_of_a_pipeline(monkeypatch: pytest.MonkeyPatc
     assert DTYPES[doctor._processor()["default dtype"]] == DALLe2(device="cpu").dtype
 
 
-def test_on_a_processor_only_the_training_of_transformers_gains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cpu_flags", lambda: ("amx_bf16",))
-    assert precision.choose_dtype("auto", CPU, transformer=True) == torch.bfloat16
-    assert precision.choose_dtype("auto", CPU, transformer=False) == torch.float32
-    assert choose_dtype("auto", CPU) == torch.float32
+def test_on_a_processor_training_gains_and_convolutions_only_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flag, convolutions in (("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.float32)):
+        monkeypatch.setattr(machine, "cpu_flags", lambda flag=flag: (flag,))
+        assert precision.choose_dtype("auto", CPU, transformer=True) == torch.bfloat16
+        assert precision.choose_dtype("auto", CPU, transformer=False) == convolutions
+        assert choose_dtype("auto", CPU) == torch.float32
 
 
 def test_a_named_dtype_is_taken() -> None:

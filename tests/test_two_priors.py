@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from test_inpaint_training import SMALL
 
 import dalle_2
 from dalle_2 import DALLe2
 from dalle_2.cli.main import main
 from dalle_2.errors import UsageError
+from dalle_2.inference.image_to_image import image_to_image
+from dalle_2.inference.plans import EditSettings
 from dalle_2.metadata import read_metadata
 from dalle_2.models.autoregressive_prior import AutoregressivePrior
 from dalle_2.models.prior import Prior
 from dalle_2.presets import resolve
+from dalle_2.sampling.options import TokenOptions
 from dalle_2.training.train import Training
 
 RED = "a red circle"
@@ -63,6 +67,32 @@ def test_its_steps_are_told(pipeline: DALLe2) -> None:
     assert [one for one in seen if one[0] == "prior"] == [("prior", k, 8) for k in range(8)]
 
 
+def test_how_tokens_are_drawn_is_the_callers_choice(pipeline: DALLe2) -> None:
+    prior = pipeline.prior_of("ar")
+    assert isinstance(prior, AutoregressivePrior)
+    greedy = TokenOptions(temperature=0.0)
+    z = pipeline.embed([RED], seeds=1, prior="ar", candidates=1, tokens=greedy)
+    said = pipeline._captions([RED])
+    assert torch.equal(z, prior.sample(said.z_txt, tokens=said.tokens, drawing=greedy, seeds=[1]))
+    assert not torch.equal(z, pipeline.embed([RED], seeds=1, prior="ar", candidates=1))
+    limited = TokenOptions(top_k=1)  # the likeliest, whatever the temperature
+    assert torch.equal(z, pipeline.embed([RED], seeds=1, prior="ar", candidates=1, tokens=limited))
+    assert pipeline.settings(prior="ar", tokens=greedy)["prior"].tokens == greedy
+    with pytest.raises(UsageError, match="temperature is for an autoregressive prior"):
+        pipeline.generate([RED], tokens=greedy)
+    with pytest.raises(UsageError, match="top_p must be above 0"):
+        pipeline.generate([RED], prior="ar", tokens=TokenOptions(top_p=0.0))
+
+
+def test_edits_draw_with_the_prior_that_is_named(pipeline: DALLe2) -> None:
+    picture = Image.new("RGB", (64, 64), "red")
+    by_ar, by_diffusion = (
+        next(image_to_image(pipeline, picture, RED, settings=EditSettings(steps=2, prior=name, upsample=False))).image
+        for name in ("ar", "diffusion")
+    )
+    assert by_ar.tobytes() != by_diffusion.tobytes()
+
+
 def test_what_only_the_other_takes_is_refused(pipeline: DALLe2, micro_pipeline: Path) -> None:
     with pytest.raises(UsageError, match="a negative prompt changes nothing here"):
         pipeline.generate([RED], prior="ar", negative="a star")
@@ -88,6 +118,13 @@ def test_the_command_line_knows_both(folder: Path, workdir: Path, capsys: pytest
     metadata = read_metadata(path)
     assert metadata is not None
     assert metadata["sampler"]["prior"] == "autoregressive"
+    cold = ["generate", RED, "--prior", "ar", "--temperature", "0.5", "--top-k", "4", "--top-p", "0.9", "--out", "cold"]
+    assert main([*cold, "--pipeline", str(folder), "--device", "cpu"]) == 0
+    (path,) = Path("cold").glob("*.png")
+    metadata = read_metadata(path) or {}
+    assert (metadata["temperature"], metadata["top_k"], metadata["top_p"]) == (0.5, 4, 0.9)
+    assert main(["generate", RED, "--top-k", "4", "--pipeline", str(folder)]) == 2
+    assert "top_k is for an autoregressive prior" in capsys.readouterr().err
     assert main(["generate", RED, "--prior", "arr", "--pipeline", str(folder)]) == 2
     assert "arr" in capsys.readouterr().err
     evaluated = ["evaluate", "--prior", "ar", "--n", "2", "--splits", "a", "--pipeline", str(folder), "--quiet"]

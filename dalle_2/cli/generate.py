@@ -3,7 +3,7 @@
 import sys
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -14,11 +14,9 @@ from dalle_2.errors import UsageError
 from dalle_2.inference.generation import GenerationSettings
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
-from dalle_2.sampling.options import Threshold
+from dalle_2.sampling.options import Threshold, TokenOptions
 from dalle_2.sampling.sampler_names import NAMES, sampler_name
 from dalle_2.text.prompts import check_prompts
-
-PriorChoice = Literal["diffusion", "ar"]
 
 
 def generate(
@@ -42,13 +40,9 @@ def generate(
     ] = None,
     prior_sampler: Annotated[str | None, typer.Option(metavar="NAME", help="That of the prior alone.")] = None,
     decoder_sampler: Annotated[str | None, typer.Option(metavar="NAME", help="That of the decoder alone.")] = None,
-    upsampler_sampler: Annotated[
-        str | None, typer.Option(metavar="NAME", help="That of the upsamplers alone.")
-    ] = None,
+    upsampler_sampler: Annotated[str | None, typer.Option(metavar="NAME", help="That of the upsamplers alone.")] = None,
     eta: Annotated[float, typer.Option(help="Fresh noise in each step of ddim, from 0 to below 1.")] = 0.0,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="How closely the decoder follows; 1 is off.")
-    ] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="How closely the decoder follows; 1 is off.")] = None,
     prior_guidance: Annotated[float | None, typer.Option(min=0, help="The same of the prior.")] = None,
     text_guidance: Annotated[
         float | None, typer.Option(min=0, help="Of the caption, in a decoder that reads captions.")
@@ -59,12 +53,19 @@ def generate(
     threshold: Annotated[
         Threshold | None, typer.Option(help="How the decoder's guesses are kept in range; dynamic for strong guidance.")
     ] = None,
-    prior: Annotated[
-        PriorChoice | None, typer.Option(help="Which prior, in a pipeline that has both; diffusion by default.")
-    ] = None,
+    prior: options.PriorChoice = None,
     no_prior: Annotated[bool, typer.Option("--no-prior", help="Text embeddings go to the decoder.")] = False,
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Embeddings that the prior draws for a picture; the best is kept.")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="How freely the autoregressive prior draws; 1 as trained, 0 the likeliest."),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="It draws among so many likeliest tokens only.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="It draws among the likeliest that have this probability together."),
     ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="Side of the pictures; by default that of the last upsampler.")
@@ -76,6 +77,7 @@ def generate(
     overlap: Annotated[
         int | None, typer.Option(min=0, help="Pixels that neighbouring tiles share; by default an eighth of a tile.")
     ] = None,
+    noise_level: options.NoiseLevel = None,
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
@@ -114,6 +116,8 @@ def generate(
         size=size,
         tile=tile,
         overlap=overlap,
+        noise_level=noise_level,
+        tokens=TokenOptions(temperature, top_k, top_p),
     )
     run = Run(out, format, keep_metadata=not no_metadata, quiet=quiet, as_json=as_json)
     _made(run, wanted, n, seed, settings, found, device, dtype, best_of)

@@ -19,6 +19,9 @@ def image_to_image(
     steps: options.Steps = None,
     eta: options.Eta = 0.0,
     guidance: options.Guidance = None,
+    negative: options.Negative = None,
+    sampler: options.Sampler = None,
+    prior: options.PriorChoice = None,
     seed: options.Seed = None,
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
@@ -39,11 +42,11 @@ def image_to_image(
         from dalle_2.inference.image_to_image import image_to_image as drawn_over
         from dalle_2.inference.plans import EditSettings
 
-        settings = EditSettings(steps=steps, eta=eta, guidance=guidance)
-        image = open_image(picture)
-        return drawn_over(
-            loaded, image, caption, n, strength=strength, seed=first, settings=settings, on_step=on_step
+        settings = EditSettings(
+            steps=steps, eta=eta, guidance=guidance, negative=negative, sampler=sampler, prior=prior
         )
+        image = open_image(picture)
+        return drawn_over(loaded, image, caption, n, strength=strength, seed=first, settings=settings, on_step=on_step)
 
     edit(
         "image-to-image", pipeline, make, seed=seed, device=device, dtype=dtype,

@@ -16,10 +16,18 @@ def inpaint(
     caption: Annotated[str, typer.Argument(help="What the whole picture shall show.", show_default=False)],
     mask: Annotated[Path | None, typer.Option(help="A picture as large, white where to paint.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures.")] = 1,
-    candidates: Annotated[int, typer.Option(min=1, help="Embeddings to choose among for each picture.")] = 16,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Embeddings to choose among for each picture; by default 128 where they can be steered."
+        ),
+    ] = None,
     steps: options.Steps = None,
     eta: options.Eta = 0.0,
     guidance: options.Guidance = None,
+    negative: options.Negative = None,
+    sampler: options.Sampler = None,
+    prior: options.PriorChoice = None,
     seed: options.Seed = None,
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
@@ -36,16 +44,19 @@ def inpaint(
     its middle one and brought to the size that the pipeline makes, before anything else.
     """
 
+    if format == "jpg":
+        typer.echo("dalle2: warning: a JPEG changes every pixel a little; a PNG keeps the kept ones", err=True)
+
     def make(loaded: Any, first: int, on_step: Any) -> Any:
         from dalle_2.inference.holes import open_holed
         from dalle_2.inference.inpaint import inpaint as painted
         from dalle_2.inference.plans import EditSettings
 
-        settings = EditSettings(steps=steps, eta=eta, guidance=guidance)
-        holed = open_holed(picture, mask, loaded.size)
-        return painted(
-            loaded, holed, caption, n, seed=first, candidates=candidates, settings=settings, on_step=on_step
+        settings = EditSettings(
+            steps=steps, eta=eta, guidance=guidance, negative=negative, sampler=sampler, prior=prior
         )
+        holed = open_holed(picture, mask, loaded.size)
+        return painted(loaded, holed, caption, n, seed=first, candidates=candidates, settings=settings, on_step=on_step)
 
     edit(
         "inpainting", pipeline, make, seed=seed, device=device, dtype=dtype,

@@ -18,6 +18,7 @@ def interpolate(
     fixed: Annotated[bool, typer.Option("--fixed-noise", help="One noise for all, not the pictures' own.")] = False,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    prior: options.PriorChoice = None,
     seed: options.Seed = None,
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
@@ -39,7 +40,7 @@ def interpolate(
         from dalle_2.inference.interpolate import interpolate_captions
         from dalle_2.inference.plans import EditSettings
 
-        settings = EditSettings(steps=steps, guidance=guidance)
+        settings = EditSettings(steps=steps, guidance=guidance, prior=prior)
         if captions:
             return interpolate_captions(loaded, first, second, n, seed=chosen, settings=settings, on_step=on_step)
         noise: Any = "fixed" if fixed else "slerp"

@@ -29,6 +29,7 @@ COMMANDS = {
     "outpaint": "Continue a picture beyond its borders.",
     "image-to-image": "Draw over a picture.",
     "reconstruct": "Draw a picture from the first directions of its embedding.",
+    "rerank": "Put pictures in the order in which they fit a caption.",
     "probe": "Write a word on a picture and ask CLIP what it shows.",
     "upscale": "Enlarge a picture with a pipeline's upsampler.",
     "show": "Read back how a picture was made.",

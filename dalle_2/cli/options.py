@@ -1,23 +1,33 @@
 """Options that several commands have, written once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dalle_2.inference.saving import Format
+from dalle_2.sampling.sampler_names import NAMES
 
 Pipeline = Annotated[str, typer.Option(help="A shipped name, a folder, or a hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 Out = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 PictureFormat = Annotated[Format, typer.Option(help="Picture format.")]
-Seed = Annotated[
-    int | None, typer.Option(help="Seed of the first picture, the next has one more; random by default.")
-]
+Seed = Annotated[int | None, typer.Option(help="Seed of the first picture, the next has one more; random by default.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one line a picture.")]
 Sheet = Annotated[bool, typer.Option("--grid", help="Also one sheet with all pictures.")]
+NoiseLevel = Annotated[
+    int | None, typer.Option(min=0, help="Noise on the small picture, for upsamplers trained with noise levels.")
+]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the decoder.")]
 Eta = Annotated[float, typer.Option(min=0, help="Fresh noise in each step, from 0 to below 1.")]
+Sampler = Annotated[
+    str | None, typer.Option(metavar="NAME", help=f"The decoder's way from noise to pictures: {', '.join(NAMES)}.")
+]
+Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="What the pictures shall not show.")]
+PriorChoice = Annotated[
+    Literal["diffusion", "ar"] | None,
+    typer.Option(help="Which prior, in a pipeline that has both; diffusion by default."),
+]
 Guidance = Annotated[float | None, typer.Option(min=0, help="How closely the decoder follows; 1 is off.")]

@@ -22,6 +22,9 @@ def outpaint(
     bottom: Side = 0,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    negative: options.Negative = None,
+    sampler: options.Sampler = None,
+    prior: options.PriorChoice = None,
     seed: options.Seed = None,
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
@@ -38,6 +41,9 @@ def outpaint(
     that the pipeline makes; a side grows by half of that at most.
     """
 
+    if format == "jpg":
+        typer.echo("dalle2: warning: a JPEG changes every pixel a little; a PNG keeps the kept ones", err=True)
+
     def make(loaded: Any, first: int, on_step: Any) -> Any:
         from dalle_2.images import from_pil, open_image
         from dalle_2.inference.inpaint import outpaint as continued
@@ -46,7 +52,8 @@ def outpaint(
         square = from_pil(open_image(picture), loaded.size)
         yield continued(
             loaded, square, caption, left=left, right=right, top=top, bottom=bottom, seed=first,
-            settings=EditSettings(steps=steps, guidance=guidance), on_step=on_step,
+            settings=EditSettings(steps=steps, guidance=guidance, negative=negative, sampler=sampler, prior=prior),
+            on_step=on_step,
         )  # fmt: skip
 
     edit(

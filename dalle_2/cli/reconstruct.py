@@ -14,7 +14,9 @@ from dalle_2.pipelines.find import DEFAULT
 
 def reconstruct(
     picture: Annotated[Path, typer.Argument(help="A picture of any size.", show_default=False)],
-    directions: Annotated[str, typer.Option(help="How many principal directions, with commas.")] = "2,4,8,16,32,64",
+    directions: Annotated[
+        str | None, typer.Option(help="How many principal directions, with commas; by default 2, 4, 8 and so on.")
+    ] = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     seed: options.Seed = None,
@@ -31,7 +33,7 @@ def reconstruct(
 
     dalle2 reconstruct picture.png --directions 2,8,32 --grid
     """
-    counts = [numbered(word) for word in directions.split(",")]
+    counts = None if directions is None else [numbered(word) for word in directions.split(",")]
 
     def make(loaded: Any, first: int, on_step: Any) -> Any:
         from dalle_2.images import open_image

@@ -18,7 +18,8 @@ STAMP = "%Y%m%d-%H%M%S"
 
 
 class Run:
-    """Saves pictures as they come, so that an interruption costs one batch at most. stem: after the stamp in names."""
+    """Saves pictures as they come, so that an interruption costs no more than what is not drawn yet. stem: after the
+    stamp in names."""
 
     def __init__(
         self, out: Path, format: Format, *, stem: str = "", keep_metadata: bool = True, quiet: bool, as_json: bool

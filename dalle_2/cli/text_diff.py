@@ -1,7 +1,7 @@
 """`dalle2 text-diff PICTURE --from CAPTION --to CAPTION`: a picture changed by the difference of two captions."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,7 +16,13 @@ def text_diff(
     source: Annotated[str, typer.Option("--from", help="What the picture shows.", show_default=False)],
     target: Annotated[str, typer.Option("--to", help="What it shall show.", show_default=False)],
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures on the way, the last at theta.")] = 6,
-    theta: Annotated[float, typer.Option(help="How far to turn, above 0 and at most 1.")] = 0.5,
+    theta: Annotated[
+        float | None, typer.Option(help="How far to go, above 0 and at most 1; by default 0.5 by direction, else 1.")
+    ] = None,
+    by: Annotated[
+        Literal["direction", "prior"] | None,
+        typer.Option(help="The paper's direction between the captions, or the prior, which is the default if it can."),
+    ] = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     seed: options.Seed = None,
@@ -41,7 +47,9 @@ def text_diff(
 
         settings = EditSettings(steps=steps, guidance=guidance)
         image = open_image(picture)
-        return changed(loaded, image, source, target, n, theta=theta, seed=first, settings=settings, on_step=on_step)
+        return changed(
+            loaded, image, source, target, n, theta=theta, by=by, seed=first, settings=settings, on_step=on_step
+        )
 
     edit(
         "text-diff", pipeline, make, seed=seed, device=device, dtype=dtype,

@@ -31,9 +31,7 @@ def upscale(
     overlap: Annotated[
         int | None, typer.Option(min=0, help="Pixels that neighbouring tiles share; by default an eighth of a tile.")
     ] = None,
-    noise_level: Annotated[
-        int | None, typer.Option(min=0, help="Noise on the small picture, for upsamplers trained with noise levels.")
-    ] = None,
+    noise_level: options.NoiseLevel = None,
     seed: options.Seed = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of every upsampler.")] = None,
     sampler: Annotated[

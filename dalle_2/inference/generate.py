@@ -79,7 +79,7 @@ def _arguments(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, Any]
     """What planning a run and running it are both told."""
     names = (
         "steps", "eta", "guidance", "stage_steps", "use_prior", "prior", "candidates", "text_guidance", "thresholding",
-        "noise_level", "tile", "overlap",
+        "noise_level", "tile", "overlap", "tokens",
     )  # fmt: skip
     given = {name: getattr(settings, name) for name in names}
     return {**given, "sampler": settings.samplers, "last_stage": last_stage(pipeline, settings.size)}

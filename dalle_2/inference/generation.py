@@ -7,14 +7,14 @@ from PIL import Image
 from pydantic import Field
 
 from dalle_2.config import Settings
-from dalle_2.sampling.options import Threshold
+from dalle_2.sampling.options import Threshold, TokenOptions
 
 
 class GenerationSettings(Settings):
     """How pictures are made; None is the pipeline's own default. Stages are named as in `DALLe2.settings`.
 
     size: of the pictures, one that a stage makes. noise_level, tile, overlap: of the upsamplers, see
-    `Upsampler.sample`.
+    `Upsampler.sample`. tokens: how an autoregressive prior draws.
     """
 
     steps: int | None = Field(None, ge=1)
@@ -33,6 +33,7 @@ class GenerationSettings(Settings):
     noise_level: int | None = Field(None, ge=0)
     tile: int | None = Field(None, ge=1)
     overlap: int | None = Field(None, ge=0)
+    tokens: TokenOptions = TokenOptions()
 
 
 @dataclass(frozen=True, eq=False)

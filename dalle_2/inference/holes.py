@@ -33,7 +33,7 @@ def open_holed(picture: Path, mask: Path | None, size: int) -> Holed:
     if mask is not None:
         return holed(image, open_image(mask).convert("L"), size)
     alpha = open_alpha(picture)
-    if alpha is None:
+    if alpha is None or alpha.getextrema()[0] == 255:
         raise UsageError(f"{picture} has no transparent part and no mask was given: say with a mask what to paint")
     return holed(image, ImageOps.invert(alpha), size)
 
@@ -45,8 +45,10 @@ def holed(image: Image.Image, mask: Image.Image, size: int) -> Holed:
             f"the mask has {mask.width} x {mask.height} pixels and the picture {image.width} x {image.height}: "
             "make the mask as large as the picture"
         )
-    square = ImageOps.fit(mask.convert("L"), (size, size), Image.Resampling.NEAREST)
-    hole = torch.tensor(list(square.getdata()), dtype=torch.int64).view(1, size, size) >= PAINTED
+    painted = mask.convert("L").point(lambda brightness: 255 if brightness >= PAINTED else 0)
+    # A pixel that lies partly in the hole belongs to it: the thinnest line stays one.
+    square = ImageOps.fit(painted, (size, size), Image.Resampling.BOX)
+    hole = torch.tensor(list(square.getdata()), dtype=torch.int64).view(1, size, size) > 0
     check_hole(hole)
     return Holed(from_pil(image, size), hole)
 

@@ -7,7 +7,7 @@ from PIL import Image
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import at_decoder_size
-from dalle_2.inference.plans import EditSettings, Plan, draw, in_steps
+from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, in_steps
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.text.prompts import check_prompts
 
@@ -35,8 +35,8 @@ def image_to_image(
         raise UsageError(f"strength must lie above 0 and at most at 1, got {strength}: 1 leaves nothing of the picture")
     if n < 1:
         raise UsageError(f"n must be at least 1 picture, got {n}")
-    z = pipeline.embed([prompt] * n, seeds=seed, on_step=on_step)
+    z = embedded(pipeline, [prompt] * n, settings, seeds=seed, on_step=on_step)
     (start,) = at_decoder_size(pipeline, [image])
     said = {"prompt": prompt, "strength": strength}
     plans = [Plan(z[k], seed + k, start, strength, prompt, metadata=said) for k in range(n)]
-    return draw(pipeline, plans, "image to image", in_steps(settings), on_step=on_step)
+    return draw(pipeline, plans, "image to image", in_steps(settings, pipeline.decoder), on_step=on_step)

@@ -11,12 +11,14 @@ from torch.nn import functional as F
 from dalle_2.errors import UsageError
 from dalle_2.images import from_pil, to_pil
 from dalle_2.inference.generation import Generation
+from dalle_2.inference.held import PARTICLES, held_embedding
 from dalle_2.inference.holes import Holed, check_hole, shrunk
-from dalle_2.inference.plans import EditSettings, Plan, draw, in_steps
+from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, in_steps
 from dalle_2.models.dalle2 import DALLe2, OnStep
+from dalle_2.models.prior import Prior
 from dalle_2.text.prompts import check_prompts
 
-CANDIDATES = 16  # embeddings to choose among: what is kept has no say in what the prior draws
+CANDIDATES = 16  # embeddings to choose among where what is kept has no say in what the prior draws
 
 
 def inpaint(
@@ -26,15 +28,17 @@ def inpaint(
     n: int = 1,
     *,
     seed: int = 0,
-    candidates: int = CANDIDATES,
+    candidates: int | None = None,
     settings: EditSettings | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Generation]:
     """`n` pictures that show `prompt` as a whole and keep every pixel outside the hole.
 
     With a decoder that was trained to fill holes, its network sees what is kept; any other is held to it at each step.
-    The prior knows only the caption: of `candidates` embeddings each is drawn small, and the one whose picture CLIP
-    finds closest to the caption goes on. picture: of the size that the pipeline makes. Picture k has seed + k.
+    candidates: embeddings that the prior draws for each picture. Where the decoder has a draft they are steered towards
+    what is kept, see `held_embedding`, by default 128 of them. Elsewhere, with an autoregressive prior and with a
+    negative prompt, the prior knows only the caption: each of by default 16 is drawn small, and the one whose picture
+    CLIP finds closest to the caption goes on. picture: of the size that the pipeline makes. Picture k has seed + k.
 
     Raises UsageError for a hole that is nothing or all, a picture of another size, n or candidates below 1, and
     settings that don't fit.
@@ -43,14 +47,20 @@ def inpaint(
     check_hole(picture.hole)
     if picture.picture.shape[-1] != pipeline.size:
         raise UsageError(f"got {picture.picture.shape[-1]} px, this pipeline makes {pipeline.size}: resize the picture")
-    if min(n, candidates) < 1:
+    if min(n, 1 if candidates is None else candidates) < 1:
         raise UsageError(f"n and candidates must be at least 1, got {n} and {candidates}")
     settings = settings or EditSettings()
     if pipeline.upsamplers and not settings.upsample:
         raise UsageError("what is kept has the size of the finished picture: leave upsample on")
-    plans = [_plan(pipeline, picture, prompt, seed + k, candidates, settings) for k in range(n)]
-    # Only over many steps does a decoder that wasn't trained for it draw towards what is kept.
-    drawn = settings if pipeline.painter.fills_holes else in_steps(settings)
+    prior = _steerable(pipeline, settings, candidates)
+    plans = [
+        _plan(pipeline, picture, prompt, seed + k, candidates or CANDIDATES, settings, on_step) if prior is None
+        else _held_plan(pipeline, prior, picture, prompt, seed + k, candidates or PARTICLES, on_step)
+        for k in range(n)
+    ]  # fmt: skip
+    # Only over many steps does a decoder that wasn't trained for it draw towards what its embedding knows nothing of.
+    told = prior is not None or pipeline.painter.fills_holes
+    drawn = settings if told else in_steps(settings, pipeline.decoder)
     return _kept(picture, draw(pipeline, plans, "inpainting", drawn, on_step=on_step))
 
 
@@ -61,18 +71,47 @@ def _kept(picture: Holed, generations: Iterator[Generation]) -> Iterator[Generat
         yield replace(generation, image=to_pil(torch.where(picture.hole, drawn, picture.picture)))
 
 
-def _plan(
-    pipeline: DALLe2, picture: Holed, prompt: str, seed: int, candidates: int, settings: EditSettings
+def _steerable(pipeline: DALLe2, settings: EditSettings, candidates: int | None) -> Prior | None:
+    """The prior that can be steered towards what is kept, if this pipeline has one and the settings allow it."""
+    prior = pipeline.first_prior(settings.prior)
+    able = isinstance(prior, Prior) and pipeline.decoder.draft is not None
+    return prior if able and settings.negative is None and candidates != 1 else None  # type: ignore[return-value]
+
+
+def _held_plan(
+    pipeline: DALLe2, prior: Prior, picture: Holed, prompt: str, seed: int, candidates: int, on_step: OnStep | None
 ) -> Plan:
+    small = _small(pipeline, picture)
+    watch = None if on_step is None else lambda step: on_step("prior", step)
+    caption = pipeline._captions([prompt])
+    z = held_embedding(pipeline, prior, caption, small, seed=seed, particles=candidates, on_step=watch)
+    said = {"prompt": prompt, "candidates": candidates, "steered": True}
+    return Plan(z, seed, caption=prompt, known=small.picture, hole=small.hole, metadata=said)
+
+
+def _small(pipeline: DALLe2, picture: Holed) -> Holed:
     small = shrunk(picture, pipeline.decoder.config.image_size)
-    known, hole = small.picture.to(pipeline.device), small.hole.to(pipeline.device)
-    z = pipeline.embed([prompt] * candidates, seeds=[seed * candidates + k for k in range(candidates)], candidates=1)
+    return Holed(small.picture.to(pipeline.device), small.hole.to(pipeline.device))
+
+
+def _plan(
+    pipeline: DALLe2,
+    picture: Holed,
+    prompt: str,
+    seed: int,
+    candidates: int,
+    settings: EditSettings,
+    on_step: OnStep | None,
+) -> Plan:
+    small = _small(pipeline, picture)
+    seeds = [seed * candidates + k for k in range(candidates)]
+    z = embedded(pipeline, [prompt] * candidates, settings, seeds=seeds, candidates=1, on_step=on_step)
     said = {"prompt": prompt, "candidates": candidates}
-    tries = [Plan(row, seed, caption=prompt, known=known, hole=hole, metadata=said) for row in z]
+    tries = [Plan(row, seed, caption=prompt, known=small.picture, hole=small.hole, metadata=said) for row in z]
     if len(tries) == 1:
         return tries[0]
     quick = settings.model_copy(update={"upsample": False})
-    images = [generation.image for generation in draw(pipeline, tries, "inpainting", quick)]
+    images = [generation.image for generation in draw(pipeline, tries, "inpainting", quick, on_step=on_step)]
     seen = pipeline._encode_images(images)
     text = pipeline._encode_text([prompt])
     return tries[int(F.cosine_similarity(seen, text).argmax())]

@@ -11,7 +11,7 @@ from torch import Tensor
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import encoded
-from dalle_2.inference.plans import EditSettings, Plan, draw, inverting
+from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, inverting
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.sampling.interpolation import slerp
 
@@ -37,13 +37,13 @@ def interpolate(
     """
     if noise not in get_args(Noise):
         raise UsageError(f"noise must be one of {', '.join(get_args(Noise))}, got {noise!r}")
-    shares, settings = shares_of(n), inverting(settings)
+    shares, settings = shares_of(n), inverting(settings, pipeline.decoder)
     starts: Sequence[Tensor | None] = [None] * n
     if noise == "slerp":
         latents = encoded(pipeline, [first, second], settings.steps, on_step=on_step)
         z, starts = latents.z_img, _between(latents.x_T, shares)
     else:
-        z = pipeline._encode_images([first, second])
+        z = pipeline.encode_images([first, second])
     return _draw(pipeline, z, starts, shares, seed, {"noise": noise}, settings, on_step)
 
 
@@ -62,7 +62,7 @@ def interpolate_captions(
     All pictures have that noise in the decoder too. Raises UsageError for n below 2, and settings that don't fit.
     """
     shares = shares_of(n)
-    z = pipeline.embed([first, second], seeds=[seed, seed], on_step=on_step)
+    z = embedded(pipeline, [first, second], settings, seeds=[seed, seed], on_step=on_step)
     between = {"from": first, "to": second}
     return _draw(pipeline, z, [None] * n, shares, seed, between, settings, on_step)
 

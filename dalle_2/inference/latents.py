@@ -45,7 +45,7 @@ def encoded(
     parts = []
     for start in range(0, len(images), size):
         part = images[start : start + size]
-        z_img = pipeline._encode_images(list(part))
+        z_img = pipeline.encode_images(part)
         told = captions[start : start + size] if captions is not None else None
         small = at_decoder_size(pipeline, part)
         parts.append(Latents(z_img, pipeline.invert(small, z_img, steps, captions=told, on_step=on_step)))

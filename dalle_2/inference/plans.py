@@ -5,7 +5,7 @@ An edit makes one `Plan` a picture; `draw` turns plans into finished pictures, b
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,16 +18,18 @@ from dalle_2.images import to_pils
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.record import record
 from dalle_2.models.dalle2 import DALLe2, OnStep
-from dalle_2.models.decoder import Known
+from dalle_2.models.decoder import Decoder, Known
 from dalle_2.models.stages import StageSettings, named, settled, upscaling
+from dalle_2.sampling.options import Threshold
 
-INVERSION_STEPS = 50
+MANY_STEPS = 50
 
 
 class EditSettings(Settings):
-    """How the pictures of an edit are drawn; None is the pipeline's own default. steps, guidance: of the decoder.
+    """How the pictures of an edit are drawn; None is the pipeline's own default. steps to thresholding: of the decoder.
 
-    upsample: off for the decoder's small pictures.
+    negative: what pictures shall not show, for prior and decoder as far as they can. prior: which one, where an edit
+    needs one. upsample: off for the decoder's small pictures.
     """
 
     steps: int | None = Field(None, ge=1)
@@ -35,22 +37,42 @@ class EditSettings(Settings):
     guidance: float | None = Field(None, ge=0)
     text_guidance: float | None = Field(None, ge=0)
     sampler: str | None = None
+    thresholding: Threshold | None = None
+    negative: str | None = None
+    prior: Literal["diffusion", "ar"] | None = None
     upsample: bool = True
 
 
-def in_steps(settings: EditSettings | None, steps: int = INVERSION_STEPS) -> EditSettings:
-    """The settings with so many steps unless they say how many: noising part of the way needs many."""
+def in_steps(settings: EditSettings | None, decoder: Decoder) -> EditSettings:
+    """The settings, with many steps unless they say how many: noising part of the way needs them."""
     settings = settings or EditSettings()
+    steps = min(MANY_STEPS, decoder.noise_scheduler.T)
     return settings if settings.steps else settings.model_copy(update={"steps": steps})
 
 
-def inverting(settings: EditSettings | None) -> EditSettings:
+def inverting(settings: EditSettings | None, decoder: Decoder) -> EditSettings:
     """The settings of an edit that inverts first, unless they say otherwise: many steps, and no guidance.
 
     Inversion is without guidance, and only a way down like the way up gives the picture back.
     """
-    settings = in_steps(settings)
+    settings = in_steps(settings, decoder)
     return settings if settings.guidance is not None else settings.model_copy(update={"guidance": 1.0})
+
+
+def embedded(
+    pipeline: DALLe2,
+    prompts: Sequence[str],
+    settings: EditSettings | None,
+    *,
+    seeds: Sequence[int] | int,
+    candidates: int | None = None,
+    on_step: OnStep | None = None,
+) -> Float[Tensor, "n d"]:
+    """Image embeddings for prompts, by the prior that the settings name and away from their negative prompt."""
+    settings = settings or EditSettings()
+    return pipeline.embed(
+        prompts, seeds=seeds, prior=settings.prior, candidates=candidates, negative=settings.negative, on_step=on_step
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +120,10 @@ def stages_of(pipeline: DALLe2, settings: EditSettings, *, fills: bool = False) 
     """
     model = pipeline.painter if fills else pipeline.decoder
     chosen = pipeline.sampler_of("decoder", model, settings.sampler)
-    run = settled(
-        "decoder", model, pipeline.defaults, settings.steps, settings.eta, settings.guidance, sampler=chosen
-    )
+    run = settled("decoder", model, pipeline.defaults, settings.steps, settings.eta, settings.guidance, sampler=chosen)
     large = upscaling(named(pipeline.upsamplers), pipeline.defaults) if settings.upsample else {}
-    return {"decoder": replace(run, text_guidance=settings.text_guidance), **large}
+    drawing = replace(run, text_guidance=settings.text_guidance, thresholding=settings.thresholding)
+    return {"decoder": drawing, **large}
 
 
 def _drawn(
@@ -119,7 +140,8 @@ def _drawn(
         captions = [plan.caption for plan in some if plan.caption is not None]
         pictures = pipeline.decode(
             z, settings.steps, settings.eta, seeds=seeds, guidance=settings.guidance,
-            captions=captions or None, text_guidance=settings.text_guidance, sampler=settings.sampler,
+            captions=captions or None, negative=settings.negative if captions else None,
+            text_guidance=settings.text_guidance, thresholding=settings.thresholding, sampler=settings.sampler,
             start=_stacked([plan.start for plan in some]), strength=some[0].strength,
             known=_known(some), on_step=on_step,
         )  # fmt: skip
@@ -127,6 +149,7 @@ def _drawn(
             pictures = pipeline.upscale(pictures, z, seeds=seeds, on_step=on_step)
         for k, (plan, image) in enumerate(zip(some, to_pils(pictures), strict=True)):
             metadata = {"task": task, "seed": plan.seed, **plan.metadata, **record(pipeline, run, image)}
+            metadata |= {"negative": settings.negative} if settings.negative else {}
             yield Generation(first + k, plan.caption or "", plan.seed, image, metadata)
 
 

@@ -17,7 +17,7 @@ from dalle_2.models.embedding_space import EmbeddingSpace
 def reconstructions(
     pipeline: DALLe2,
     image: Image.Image,
-    dimensions: Sequence[int],
+    dimensions: Sequence[int] | None = None,
     *,
     seed: int = 0,
     settings: EditSettings | None = None,
@@ -26,14 +26,19 @@ def reconstructions(
     """The picture drawn from the first few principal directions of its embedding, one picture for each number of them.
 
     All are drawn with the noise of `seed`, so that only the directions differ; what is left out is replaced by the mean
-    of the training pictures. Raises UsageError for a decoder that knows no principal directions, and for numbers
-    outside 1 ... all of them.
+    of the training pictures. By default 2, 4, 8 and so on, and all of them. Raises UsageError for a decoder that knows
+    no principal directions, and for numbers outside 1 ... all of them.
     """
     space = pipeline.decoder.space
-    z = pipeline._encode_images([image])
-    counts = checked(dimensions, space)
+    z = pipeline.encode_images([image])
+    counts = checked(doubling(space.width) if dimensions is None else dimensions, space)
     plans = [Plan(truncated(z, count, space)[0], seed, metadata={"directions": count}) for count in counts]
     return draw(pipeline, plans, "reconstruction", settings, on_step=on_step)
+
+
+def doubling(most: int) -> list[int]:
+    """2, 4, 8 and so on, and `most` at the end."""
+    return [2**k for k in range(1, most.bit_length()) if 2**k < most] + [most]
 
 
 def checked(dimensions: Sequence[int], space: EmbeddingSpace) -> list[int]:

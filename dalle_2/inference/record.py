@@ -20,6 +20,7 @@ def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Ima
         "sampler": {name: stage.sampler for name, stage in plan.items()},
         "guidance": {name: stage.guidance for name, stage in plan.items()},
         **({"candidates": plan["prior"].candidates} if "prior" in plan else {}),
+        **_tokens(plan.get("prior")),
         **_drawing(plan.get("decoder")),
         **_where_chosen(plan, "noise_level", "tile", "overlap"),
         "eta": max(stage.eta for stage in plan.values()),
@@ -29,6 +30,11 @@ def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Ima
         "dalle_2": __version__,
         "torch": torch.__version__,
     }
+
+
+def _tokens(run: StageSettings | None) -> dict[str, Any]:
+    """How an autoregressive prior drew, where it was asked for."""
+    return {} if run is None or run.tokens is None else dict(run.tokens.given)
 
 
 def _drawing(run: StageSettings | None) -> dict[str, Any]:

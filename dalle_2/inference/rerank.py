@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from PIL import Image
 from torch.nn import functional as F
 
 from dalle_2.errors import UsageError
@@ -28,10 +29,16 @@ def scored(pipeline: DALLe2, made: Sequence[Generation]) -> list[Generation]:
     """The same pictures, each with how close it is to its prompt."""
     if not made:
         return []
-    z_img = pipeline._encode_images([generation.image for generation in made])
-    z_txt = pipeline._encode_text([generation.prompt for generation in made])
-    cosines = F.cosine_similarity(z_img, z_txt, dim=-1).tolist()
+    cosines = closeness(pipeline, [one.image for one in made], [one.prompt for one in made])
     return [
         replace(generation, metadata={**generation.metadata, "clip": round(cosine, 4)})
         for generation, cosine in zip(made, cosines, strict=True)
     ]
+
+
+def closeness(pipeline: DALLe2, images: Sequence[Image.Image], captions: Sequence[str]) -> list[float]:
+    """The cosine of CLIP's embeddings of each picture and its caption. Raises UsageError for other numbers of them."""
+    if len(images) != len(captions):
+        raise UsageError(f"got {len(captions)} captions for {len(images)} pictures: give one a picture")
+    z_img, z_txt = pipeline._encode_images(list(images)), pipeline._encode_text(list(captions))
+    return F.cosine_similarity(z_img, z_txt, dim=-1).tolist()

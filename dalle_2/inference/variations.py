@@ -29,7 +29,7 @@ def variations(
     """
     if n < 1:
         raise UsageError(f"n must be at least 1 variation of each picture, got {n}")
-    settings = inverting(settings or EditSettings(eta=FRESH))
+    settings = inverting(settings or EditSettings(eta=FRESH), pipeline.decoder)
     latents = encoded(pipeline, images, settings.steps, on_step=on_step)
     plans = [
         Plan(latents.z_img[k // n], seed + k, latents.x_T[k // n], metadata={"picture": k // n})

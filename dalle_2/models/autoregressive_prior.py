@@ -24,6 +24,7 @@ from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.quantiser import Quantiser, encode, fit, fit_shares
 from dalle_2.sampling.noise import PictureNoise
+from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.token_sampler import TokenSampler, log_exponentials
 
 
@@ -55,7 +56,7 @@ class AutoregressivePriorConfig(Settings):
     top_k: int | None = Field(default=None, ge=1)
     top_p: float = Field(default=1.0, gt=0, le=1)
     dot_percentile: float = Field(default=50.0, ge=0, lt=100)
-    candidates: int = Field(default=1, ge=1)
+    candidates: int = Field(default=2, ge=1)
     space: EmbeddingSpace | None = None
     text_space: EmbeddingSpace | None = None
 
@@ -190,8 +191,9 @@ class AutoregressivePrior(nn.Module):
     @torch.no_grad()
     def fit_buckets(self, z_txt: Float[Tensor, "n d"], z_img: Float[Tensor, "n d"]) -> None:
         """Lays the buckets of components and dot products over pairs of embeddings. Raises UsageError as `fit` does."""
-        self.quantiser.set(fit(self._components(z_img), self.config.buckets))
-        self.dot_edges.copy_(fit_shares(F.cosine_similarity(z_txt.double(), z_img.double()), self.config.dot_buckets))
+        self.quantiser.set(fit(self._components(z_img).cpu(), self.config.buckets))
+        dot = F.cosine_similarity(z_txt.cpu().double(), z_img.cpu().double())  # a Mac's GPU has no float64
+        self.dot_edges.copy_(fit_shares(dot, self.config.dot_buckets))
 
     def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Clean pairs `{z_txt, z_img}` to `{z_txt, buckets, dot, dropped}`; nothing is noised but what a row knows.
@@ -244,9 +246,7 @@ class AutoregressivePrior(nn.Module):
         t: int | None = None,
         *,
         guidance: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        drawing: TokenOptions | None = None,
         seeds: Sequence[int] | None = None,
         text: Float[Tensor, "b l w"] | None = None,
         valid: Bool[Tensor, "b n"] | None = None,
@@ -256,7 +256,7 @@ class AutoregressivePrior(nn.Module):
     ) -> Float[Tensor, "b d"]:
         """Image embeddings drawn for text embeddings, in the space that CLIP gives them; see `sample_candidates`."""
         drawn = self.sample_candidates(
-            z_txt, 1, t, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p, seeds=seeds,
+            z_txt, 1, t, guidance=guidance, drawing=drawing, seeds=seeds,
             text=text, valid=valid, tokens=tokens, on_step=on_step, cache=cache,
         )  # fmt: skip
         return drawn[:, 0]
@@ -269,9 +269,7 @@ class AutoregressivePrior(nn.Module):
         t: int | None = None,
         *,
         guidance: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        drawing: TokenOptions | None = None,
         seeds: Sequence[int] | None = None,
         text: Float[Tensor, "b l w"] | None = None,
         valid: Bool[Tensor, "b n"] | None = None,
@@ -282,7 +280,7 @@ class AutoregressivePrior(nn.Module):
         """`count` image embeddings for each text embedding, of which the first is what `sample` draws.
 
         t: the number of steps, which stands where a diffusion prior has it; here it can only be that of components.
-        guidance, temperature, top_k, top_p: by default the settings'; guidance 1 is off and costs no second pass.
+        guidance, drawing: by default the settings'; guidance 1 is off and costs no second pass.
         seeds: one a row, so that what is drawn hangs on the row alone; by default from PyTorch's global generator.
         text, valid: the caption's encoded states, and False where they are padding; for a network that reads them.
         tokens: the caption's, in their place, for a prior with a text transformer of its own.
@@ -298,7 +296,7 @@ class AutoregressivePrior(nn.Module):
         if self.caption is not None and tokens is not None:
             text, valid = self.read(tokens)
         self._check_text(text, valid, len(z_txt))
-        plan = _Plan(self._sampler(temperature, top_k, top_p), self._weight(guidance), on_step, cache)
+        plan = _Plan(self.token_sampler(drawing), self._weight(guidance), on_step, cache)
         streams = self._streams(len(z_txt), count, seeds)
         with torch.autocast(self.device.type, enabled=False):
             components = self._draw(Caption(z_txt, text, valid).repeated(count), self._noise(streams), plan)
@@ -391,13 +389,10 @@ class AutoregressivePrior(nn.Module):
         noise = PictureNoise.fresh(rows, self.kind) if seeds is None else PictureNoise(seeds, self.kind)
         return [generator for generator in noise.generators for _ in range(count)]
 
-    def _sampler(self, temperature: float | None, top_k: int | None, top_p: float | None) -> TokenSampler:
-        own = self.config
-        return TokenSampler(
-            own.temperature if temperature is None else temperature,
-            own.top_k if top_k is None else top_k,
-            own.top_p if top_p is None else top_p,
-        )
+    def token_sampler(self, drawing: TokenOptions | None = None) -> TokenSampler:
+        """What tokens are drawn with: as asked, else as the settings say. Raises UsageError as `TokenSampler` does."""
+        own = {"temperature": self.config.temperature, "top_k": self.config.top_k, "top_p": self.config.top_p}
+        return TokenSampler(**(own | (drawing.given if drawing else {})))  # type: ignore[arg-type]
 
     def _weight(self, guidance: float | None) -> float:
         weight = self.config.guidance if guidance is None else guidance

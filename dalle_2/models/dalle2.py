@@ -19,11 +19,12 @@ from dalle_2.models.decoder import Known
 from dalle_2.models.fit import check_fit, check_reads, check_sizes, check_width
 from dalle_2.models.layers.text_transformer import TextTransformer
 from dalle_2.models.modes import evaluating
-from dalle_2.models.parts import Parts, PriorName, SamplerNames
+from dalle_2.models.parts import Parts, PriorName, SamplerNames, check_reads_captions
 from dalle_2.models.stages import (
     AUTOREGRESSIVE,
     StageSettings,
     named,
+    refuse_tokens,
     seed_rows,
     settled,
     token_by_token,
@@ -32,6 +33,7 @@ from dalle_2.models.stages import (
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.inversion import invert
+from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.sampler import Step
 from dalle_2.text.prompts import check_prompts, negative_rows
 
@@ -64,6 +66,7 @@ class DALLe2(Parts):
         tile: int | None = None,
         overlap: int | None = None,
         prior: PriorName | None = None,
+        tokens: TokenOptions | None = None,
         micro_batch: int | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
@@ -83,7 +86,8 @@ class DALLe2(Parts):
         text_guidance: of the caption in a decoder that reads captions; by default `guidance` goes for both.
         thresholding: how the decoder's guesses are kept in range, "static", "dynamic" or "none".
         noise_level, tile, overlap: of the upsamplers, see `Upsampler.sample`.
-        prior: "diffusion" or "ar", where the pipeline has both; by default the diffusion prior.
+        prior: "diffusion" or "ar", where the pipeline has both; by default the diffusion prior. tokens: how the
+            autoregressive one draws.
         micro_batch: pictures at a time. on_step: called with a stage's name and its `Step` after each step.
 
         Raises UsageError for arguments that make no sense, parts that don't fit each other, an empty prompt;
@@ -94,7 +98,7 @@ class DALLe2(Parts):
             steps, eta, guidance=guidance, stage_steps=stage_steps,
             use_prior=use_prior, last_stage=last_stage, candidates=candidates, sampler=sampler,
             text_guidance=text_guidance, thresholding=thresholding,
-            noise_level=noise_level, tile=tile, overlap=overlap, prior=prior,
+            noise_level=noise_level, tile=tile, overlap=overlap, prior=prior, tokens=tokens,
         )  # fmt: skip
         rows, against = seed_rows(seeds, len(listed)), negative_rows(negative, len(listed))
         if against is not None:
@@ -150,21 +154,25 @@ class DALLe2(Parts):
         sampler: SamplerNames = None,
         negative: Sequence[str] | str | None = None,
         prior: PriorName | None = None,
+        tokens: TokenOptions | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Image embeddings for prompts; without a prior, or with `use_prior` off, the text embeddings.
+        """What the decoder draws prompts from: image embeddings; without a prior, with `use_prior` off, and for a
+        decoder that was trained on them, text embeddings.
 
-        candidates, sampler, prior: as in `generate`. Of more than one candidate, and where the decoder has a draft,
+        candidates, sampler, prior, tokens: as in `generate`. Of more than one candidate, and where the decoder has a
+        draft,
             what comes back is what CLIP saw in the best one's draft.
         """
         listed = check_prompts(prompts)
-        model = self.prior_of(prior) if use_prior else None
+        model = self.first_prior(prior) if use_prior else None
         if model is None:
             return self._encode_text(listed)
         check_fit(self.clip_encoder, {"prior": model})
         if isinstance(model, AutoregressivePrior):
-            run = token_by_token(model, self.defaults, steps, guidance, candidates)
+            run = token_by_token(model, self.defaults, steps, guidance, candidates, tokens)
         else:
+            refuse_tokens(tokens)
             chosen = self.sampler_of("prior", model, sampler)
             run = settled("prior", model, self.defaults, steps, eta, guidance, candidates, chosen)
         against = negative_rows(negative, len(listed))
@@ -182,7 +190,9 @@ class DALLe2(Parts):
         guidance: float | None = None,
         sampler: SamplerNames = None,
         captions: Sequence[str] | None = None,
+        negative: str | None = None,
         text_guidance: float | None = None,
+        thresholding: Threshold | None = None,
         start: Float[Tensor, "n 3 h w"] | None = None,
         strength: float | None = None,
         known: Known | None = None,
@@ -190,7 +200,8 @@ class DALLe2(Parts):
     ) -> Float[Tensor, "n 3 h w"]:
         """Pictures in [-1, 1] for image embeddings, at the decoder's size.
 
-        captions: for a decoder that reads them, one a picture; others take no notice of them. start, strength: x_T, or
+        captions, negative: for a decoder that reads them, one a picture, and what all lead away from; others take no
+        notice of them. start, strength: x_T, or
         pictures to be drawn over, as in `Decoder.sample`; by default noise from the seeds. known: what the pictures
         must keep, for which the pipeline's inpainting decoder is taken if it has one. Raises UsageError for embeddings
         of another width.
@@ -199,13 +210,15 @@ class DALLe2(Parts):
         check_width(z_img, decoder.space, "decoder")
         chosen = self.sampler_of("decoder", decoder, sampler)
         run = settled("decoder", decoder, self.defaults, steps, eta, guidance, sampler=chosen)
-        self._check_reads(text_guidance)
-        run = replace(run, text_guidance=text_guidance)
+        check_reads_captions(decoder, text_guidance)
+        run = replace(run, text_guidance=text_guidance, thresholding=thresholding)
         caption = self._captions(check_prompts(captions)) if captions is not None else None
+        against = negative_rows(negative, len(z_img))
         rows = seed_rows(seeds, len(z_img))
         return self._pictures(
             z_img.to(self.device), run, rows, on_step,
-            caption=caption, start=start, strength=strength, known=known,
+            caption=caption, negative=self._captions(against) if against else None, start=start, strength=strength,
+            known=known,
         )  # fmt: skip
 
     def invert(
@@ -308,6 +321,17 @@ class DALLe2(Parts):
         """Image embeddings of pictures, in the space that CLIP gives them."""
         return self.clip_encoder.encode_images(list(images)).to(self.device)
 
+    def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        """What the decoder draws pictures like these from: CLIP's embeddings of them.
+
+        Raises UsageError for a decoder that was trained on captions' embeddings.
+        """
+        if self.decoder.config.of != "image":
+            raise UsageError(
+                "this decoder was trained on captions' embeddings and can't be shown pictures: use another"
+            )
+        return self._encode_images(list(images))
+
     def _image_embeddings(
         self,
         caption: Caption,
@@ -323,8 +347,8 @@ class DALLe2(Parts):
         def draw() -> Tensor:
             if isinstance(prior, AutoregressivePrior):
                 return prior.sample_candidates(
-                    caption.z_txt, run.candidates, guidance=run.guidance, tokens=tokens, seeds=seeds,
-                    on_step=_watch("prior", on_step),
+                    caption.z_txt, run.candidates, guidance=run.guidance, drawing=run.tokens, tokens=tokens,
+                    seeds=seeds, on_step=_watch("prior", on_step),
                 )  # fmt: skip
             return prior.sample_candidates(
                 caption.z_txt, run.candidates, run.steps, sampler=self.sampler_of("prior", prior, run.sampler),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,7 +39,8 @@ class DecoderConfig(DiffusionConfig):
     `caption`: a text transformer whose states the U-Net attends to; its `text_dim` is then that width. The caption of a
     row is dropped in `caption_drop` of the cases, beside `drop` for the embedding (DALL·E 2 paper, section 2.1).
     `text_guidance`: how strongly the caption is followed where the embedding is followed with `guidance`; the same
-    unless set. A U-Net of four `known_channels` is trained to fill holes.
+    unless set. A U-Net of four `known_channels` is trained to fill holes. of: whose embeddings it was trained on, those
+    of pictures or, for a pipeline without a prior (section 5.1), those of captions.
     """
 
     clip: float | None = 1.0
@@ -50,6 +52,7 @@ class DecoderConfig(DiffusionConfig):
     caption: TextConfig | None = None
     caption_drop: float = Field(default=0.5, ge=0, lt=1)
     text_guidance: float | None = Field(default=None, ge=0)
+    of: Literal["image", "text"] = "image"
 
     @model_validator(mode="after")
     def _channels_fit(self) -> "DecoderConfig":

@@ -19,8 +19,10 @@ from dalle_2.models.prior import Prior
 from dalle_2.models.stages import (
     StageDefaults,
     StageSettings,
+    check_levels,
     named,
     of_stage,
+    refuse_tokens,
     settled,
     token_by_token,
     upsampled,
@@ -28,6 +30,7 @@ from dalle_2.models.stages import (
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.guidance import Threshold
+from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.sampler import Sampler
 from dalle_2.sampling.samplers import sampler as sampler_named
 
@@ -141,6 +144,10 @@ class Parts:
         """Further parts by role, loaded."""
         return {role: self._alternative(role) for role in self._alternatives}
 
+    @alternatives.setter
+    def alternatives(self, alternatives: Mapping[str, Source]) -> None:
+        self._alternatives = dict(alternatives)
+
     def _alternative(self, role: str) -> nn.Module:
         self._alternatives[role] = self._loaded(self._alternatives[role], ALTERNATIVES[role])
         return self._alternatives[role]  # type: ignore[return-value]
@@ -161,6 +168,17 @@ class Parts:
             words = "autoregressive" if name == "ar" else "diffusion"
             raise UsageError(f"this pipeline has no {words} prior: leave the prior out, or use a pipeline that has one")
         return self.prior
+
+    def first_prior(self, name: PriorName | None = None) -> Prior | AutoregressivePrior | None:
+        """The prior that a run begins with; None where there is none, or a decoder that was trained to do without.
+
+        Raises UsageError as `prior_of`, and for a prior that is asked for before such a decoder.
+        """
+        if self._decoder is None or self.decoder.config.of == "image":
+            return self.prior_of(name)
+        if name is not None:
+            raise UsageError("this pipeline's decoder was trained on captions' embeddings: leave the prior out")
+        return None
 
     @property
     def painter(self) -> Decoder:
@@ -192,7 +210,7 @@ class Parts:
 
         Raises UsageError for a last stage that doesn't exist or makes no picture, and a prior that isn't there.
         """
-        first = self.prior_of(prior) if use_prior else None
+        first = self.first_prior(prior) if use_prior else None
         pictures: dict[str, Diffusion] = {"decoder": self.decoder, **named(self.upsamplers)}
         last = last_stage or list(pictures)[-1]
         if last not in pictures:
@@ -217,6 +235,7 @@ class Parts:
         tile: int | None = None,
         overlap: int | None = None,
         prior: PriorName | None = None,
+        tokens: TokenOptions | None = None,
     ) -> dict[str, StageSettings]:
         """What `generate` would run with the same arguments, by stage.
 
@@ -232,20 +251,19 @@ class Parts:
         for name, model in stages.items():
             scale, drawn = of_stage(scales, name, None), candidates if name == "prior" else None
             if isinstance(model, AutoregressivePrior):
-                settings[name] = token_by_token(model, self.defaults, own_steps.get(name), scale, drawn)
+                settings[name] = token_by_token(model, self.defaults, own_steps.get(name), scale, drawn, tokens)
                 continue
             chosen = self.sampler_of(name, model, sampler)
             wished = of_stage(own_steps, name, steps)
             settings[name] = settled(name, model, self.defaults, wished, eta, scale, drawn, chosen)
             if isinstance(model, Upsampler):
                 settings[name] = upsampled(settings[name], model, noise_level, tile, overlap)
-        self._check_reads(text_guidance)
+        check_levels(stages.values(), noise_level)
+        if not isinstance(stages.get("prior"), AutoregressivePrior):
+            refuse_tokens(tokens)
+        check_reads_captions(self.decoder, text_guidance)
         drawing = replace(settings["decoder"], text_guidance=text_guidance, thresholding=thresholding)
         return settings | {"decoder": drawing}
-
-    def _check_reads(self, text_guidance: float | None) -> None:
-        if text_guidance is not None and self.decoder.caption is None:
-            raise UsageError("text_guidance is for a decoder that reads captions, and this pipeline's reads none")
 
     def sampler_of(self, stage: str, model: Diffusion, names: SamplerNames = None) -> Sampler:
         """The sampler that a stage runs with: the one named, else the one given at the start, else DDIM.
@@ -266,6 +284,12 @@ class Parts:
         wrong = [name for values in given for name in values if name not in (*known, "upsampler")]
         if wrong:
             raise UsageError(f"this pipeline has no stage {wrong[0]!r}: its stages are {', '.join(known)}")
+
+
+def check_reads_captions(decoder: Decoder, text_guidance: float | None) -> None:
+    """Raises UsageError for guidance by the captions in a decoder that reads none."""
+    if text_guidance is not None and decoder.caption is None:
+        raise UsageError("text_guidance is for a decoder that reads captions, and this pipeline's reads none")
 
 
 def _default_encoder(device: torch.device) -> Encoder:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from dalle_2.errors import UsageError
-from dalle_2.machine import default_dtype
+from dalle_2.machine import Trained, default_dtype
 
 DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -13,7 +13,7 @@ DTYPES = {
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """"auto" is the first CUDA device, else the CPU. Raises UsageError for a device that isn't here."""
+    """ "auto" is the first CUDA device, else the CPU. Raises UsageError for a device that isn't here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -25,11 +25,11 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def choose_dtype(name: str | torch.dtype, device: torch.device, *, trains_transformer: bool = False) -> torch.dtype:
-    """"auto" is `machine.default_dtype` of the device. Raises UsageError for a dtype that no network runs in."""
+def choose_dtype(name: str | torch.dtype, device: torch.device, *, trains: Trained | None = None) -> torch.dtype:
+    """ "auto" is `machine.default_dtype` of the device. Raises UsageError for a dtype that no network runs in."""
     if name == "auto":
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-        name = default_dtype(device.type, capability=capability, trains_transformer=trains_transformer)
+        name = default_dtype(device.type, capability=capability, trains=trains)
     dtype = DTYPES.get(name) if isinstance(name, str) else name
     if dtype is None or dtype not in DTYPES.values():
         raise UsageError(f"dtype must be auto, {', '.join(DTYPES)}, got {name}")

@@ -38,7 +38,7 @@ class PriorConfig(DiffusionConfig):
     depth: int = Field(default=6, ge=0)
     heads: int = Field(default=8, ge=1)
     refine: int = Field(default=0, ge=0)
-    candidates: int = Field(default=1, ge=1)
+    candidates: int = Field(default=2, ge=1)
     caption: TextConfig | None = None
     space: EmbeddingSpace | None = None
     text_space: EmbeddingSpace | None = None

@@ -1,6 +1,6 @@
 """The stages of a run: their names, their settings, their seeds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from dalle_2.models.diffusion import Diffusion
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.guidance import Threshold
+from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.sampler import Sampler
 
 V = TypeVar("V")
@@ -35,6 +36,7 @@ class StageSettings:
     sampler: a name of `dalle_2.sampling.samplers.SAMPLERS`. text_guidance: of a decoder that reads captions, None for
     the same as its guidance. thresholding: None for the part's own.
     noise_level, tile, overlap: of an upsampler, see `Upsampler.sample`; None for what it does by itself.
+    tokens: how an autoregressive prior draws.
     """
 
     steps: int
@@ -47,6 +49,7 @@ class StageSettings:
     noise_level: int | None = None
     tile: int | None = None
     overlap: int | None = None
+    tokens: TokenOptions | None = None
 
 
 def settled(
@@ -85,10 +88,12 @@ def token_by_token(
     steps: int | None = None,
     guidance: float | None = None,
     candidates: int | None = None,
+    tokens: TokenOptions | None = None,
 ) -> StageSettings:
     """The settings of an autoregressive prior, which takes a step a component and no sampler.
 
-    Raises UsageError for another number of steps, guidance below 0, and fewer candidates than one.
+    Raises UsageError for another number of steps, guidance below 0, fewer candidates than one, and as `TokenSampler`
+    does.
     """
     if steps not in (None, model.components):
         raise UsageError(f"an autoregressive prior takes {model.components} steps, one a component, got {steps}")
@@ -96,7 +101,15 @@ def token_by_token(
     scale = defaults.guidance.get("prior-ar", model.config.guidance) if guidance is None else guidance
     scale = _checked_guidance("prior", scale)
     wanted = _checked_candidates(model.config.candidates if candidates is None else candidates)
-    return StageSettings(model.components, scale, 0.0, wanted, AUTOREGRESSIVE)
+    tokens = tokens or TokenOptions()
+    model.token_sampler(tokens)
+    return StageSettings(model.components, scale, 0.0, wanted, AUTOREGRESSIVE, tokens=tokens)
+
+
+def refuse_tokens(tokens: TokenOptions | None) -> None:
+    """Raises UsageError where a diffusion prior, or none, is told how to draw tokens."""
+    for name in tokens.given if tokens else ():
+        raise UsageError(f"{name} is for an autoregressive prior: leave it out, or take that prior, 'ar'")
 
 
 def _checked_guidance(name: str, guidance: float) -> float:
@@ -120,6 +133,12 @@ def upsampled(
     return replace(run, noise_level=level, tile=tile, overlap=overlap)
 
 
+def check_levels(models: Iterable[Diffusion | AutoregressivePrior], noise_level: int | None) -> None:
+    """Raises UsageError for a noise level where no upsampler of a run has any."""
+    if noise_level is not None and not any(getattr(model.settings, "noise_levels", 0) for model in models):
+        raise UsageError("no upsampler of this run was trained with noise levels: leave noise_level out")
+
+
 def upscaling(
     upsamplers: Mapping[str, Upsampler],
     defaults: StageDefaults,
@@ -141,10 +160,9 @@ def upscaling(
     if wrong:
         raise UsageError(f"this pipeline has no upsampler {wrong[0]!r}: it has {', '.join(upsamplers)}")
     used = {name: model for name, model in upsamplers.items() if only is None or name in only}
+    check_levels(used.values(), noise_level)
     plain = {
-        name: settled(
-            name, model, defaults, steps, eta, guidance, sampler=chosen(name, model) if chosen else None
-        )
+        name: settled(name, model, defaults, steps, eta, guidance, sampler=chosen(name, model) if chosen else None)
         for name, model in used.items()
     }
     return {name: upsampled(run, upsamplers[name], noise_level, tile, overlap) for name, run in plain.items()}

@@ -16,7 +16,7 @@ def choose_dtype(name: DType, device: torch.device, *, transformer: bool) -> tor
     """The autocast dtype, chosen as for sampling. Raises UsageError for fp16 on a CPU, where no step gains from it."""
     if name == "fp16" and device.type == "cpu":
         raise UsageError("fp16 training needs a GPU: on a CPU choose bf16 or fp32")
-    return placement.choose_dtype(name, device, trains_transformer=transformer)
+    return placement.choose_dtype(name, device, trains="transformer" if transformer else "convolutions")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def train_decoder(
     text = reader_config(stage.caption, stage.text, ground)
     sizes = {"z_dim": space.width, "text_dim": text.width if text else 0}
     unet = stage.config.unet.model_copy(update=sizes)
-    config = stage.config.model_copy(update={"space": space, "unet": unet, "caption": text})
+    config = stage.config.model_copy(update={"space": space, "unet": unet, "caption": text, "of": stage.of})
     model = ground.built(lambda: with_reader(untrained(config, draft), stage.caption, ground))
     images = EmbeddedImages(ground.store, dataset, ground.tokens if text else None, of=stage.of)
     return ground.run(model, stage.run, images, folder, preview=preview_of(images))

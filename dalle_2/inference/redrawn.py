@@ -1,0 +1,111 @@
+"""Image embeddings changed by captions: inverted through the prior under one, drawn again under another.
+
+A decoder's inverted noise holds what its embedding leaves open (DALL·E 2 paper, section 3.3). The prior's holds what a
+caption leaves open: where things lie, how large they are, all that isn't said. So an embedding goes up the prior's
+noise under what its picture shows, and comes down under what it shall show. Going only part of the way keeps more,
+stronger guidance changes more, and no one choice is the best for every picture: several are drawn, and CLIP looks at
+them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle_2.images import to_pils
+from dalle_2.models.captions import Caption
+from dalle_2.models.dalle2 import DALLe2
+from dalle_2.models.prior import Prior
+from dalle_2.sampling.ddim_sampler import DDIMSampler
+from dalle_2.sampling.denoiser import Denoiser
+from dalle_2.sampling.grid import grid
+from dalle_2.sampling.inversion import invert
+from dalle_2.sampling.sampler import Step
+
+STEPS = 25
+REFINED = 2  # fixed-point iterations a step of inversion
+DEPTHS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the noise's way
+GUIDANCE = (1.0, 1.5, 2.0, 3.0)  # on the way down
+FURTHER = (1.0, 1.5)  # how much of the difference of the two ways down is added to what was there
+CHANGED = 0.3  # mean square difference, in pictures of [-1, 1], from which on a pixel counts as another one
+
+
+def can_redraw(pipeline: DALLe2) -> bool:
+    """Whether a pipeline has what it takes: a diffusion prior, and a decoder whose drafts can be looked at."""
+    return isinstance(pipeline.first_prior(), Prior) and pipeline.decoder.draft is not None
+
+
+@torch.no_grad()
+def redrawn(
+    pipeline: DALLe2,
+    z_img: Float[Tensor, "1 d"],
+    picture: Float[Tensor, "1 3 s s"],
+    source: str,
+    target: str,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+) -> Float[Tensor, "1 d"]:
+    """The embedding of `picture`, of the decoder's size, as `target` wants it where `source` said otherwise.
+
+    Of all candidates the one whose draft fits the target, comes back from CLIP as itself, and leaves most pixels as
+    they were. on_step: called after each step of an inversion.
+    """
+    prior = pipeline.first_prior()
+    assert isinstance(prior, Prior)
+    captions = pipeline._captions([source, target])
+    z = torch.cat(list(_candidates(prior, prior.space.to_model(z_img), captions, on_step)))
+    z = prior.space.finish(prior.space.from_model(z))
+    return z[_scores(pipeline, z, picture, captions.z_txt[1:]).argmax()][None]
+
+
+def _candidates(
+    prior: Prior, x_0: Float[Tensor, "1 k"], captions: Caption, on_step: Callable[[Step], None] | None
+) -> Iterator[Float[Tensor, "1 k"]]:
+    """In the prior's own scale: the way down under the target, and the difference of both ways added."""
+    source, target = (_row(captions, k) for k in (0, 1))
+    walk = grid(prior.noise_scheduler, min(STEPS, prior.noise_scheduler.T), prior.spacing)
+    for depth in DEPTHS:
+        rows = tuple(t for t in walk if t + 1 <= depth * prior.noise_scheduler.T)
+        if not rows:
+            continue
+        x = _up(prior, x_0, _denoiser(prior, source, 1.0), rows, on_step)
+        for guidance in GUIDANCE:
+            new, old = (_down(prior, x, _denoiser(prior, caption, guidance), rows) for caption in (target, source))
+            yield new
+            yield from (x_0 + share * (new - old) for share in FURTHER)
+
+
+def _scores(
+    pipeline: DALLe2, z: Float[Tensor, "n d"], picture: Float[Tensor, "1 3 s s"], z_txt: Float[Tensor, "1 d"]
+) -> Float[Tensor, "n"]:
+    drafts = pipeline.decoder.drafts(z)
+    assert drafts is not None
+    seen = pipeline._encode_images(to_pils(drafts.float()))
+    other = ((drafts - picture) ** 2).mean(1).clamp(max=CHANGED) / CHANGED
+    return F.cosine_similarity(seen, z_txt) + F.cosine_similarity(seen, z) - other.mean((1, 2))
+
+
+def _row(captions: Caption, k: int) -> Caption:
+    return Caption(captions.z_txt[k : k + 1], None if captions.tokens is None else captions.tokens[k : k + 1])
+
+
+def _denoiser(prior: Prior, caption: Caption, guidance: float) -> Denoiser:
+    tokens = caption.tokens if prior.caption is not None else None
+    return prior.denoiser(caption.z_txt, tokens=tokens, guidance=guidance)
+
+
+def _up(
+    prior: Prior, x_0: Tensor, denoiser: Denoiser, rows: Sequence[float], on_step: Callable[[Step], None] | None
+) -> Tensor:
+    scheduler = prior.noise_scheduler
+    for step in invert(denoiser, x_0, len(rows), noise_scheduler=scheduler, timesteps=rows, refine=REFINED):
+        if on_step is not None:
+            on_step(step)
+    return step.x_s
+
+
+def _down(prior: Prior, x: Tensor, denoiser: Denoiser, rows: Sequence[float]) -> Tensor:
+    *_, last = DDIMSampler(prior.noise_scheduler).steps(denoiser, x, len(rows), timesteps=rows)
+    return last.x_s
