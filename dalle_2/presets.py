@@ -8,6 +8,7 @@ from typing import Any
 
 from dalle_2.config import override, parse, read_toml
 from dalle_2.errors import UsageError
+from dalle_2.models.autoregressive_prior import AutoregressivePriorConfig
 from dalle_2.models.clip import CLIPConfig, VisionConfig
 from dalle_2.models.clip_encoding import DEFAULT_CLIP
 from dalle_2.models.clip_loading import is_cached
@@ -19,10 +20,12 @@ from dalle_2.models.prior import PriorConfig
 from dalle_2.models.upsampler import UpsamplerConfig
 from dalle_2.training.paper import PAPER, PAPER_RECIPE
 from dalle_2.training.recipe import (
+    AutoregressivePriorStage,
     ClipStage,
     DataSettings,
     DecoderStage,
     DraftStage,
+    InpaintStage,
     PriorStage,
     Recipe,
     RunSettings,
@@ -101,6 +104,21 @@ _MICRO = override(
     },
 )  # fmt: skip
 
+# Both priors, and a decoder that was trained to fill holes and reads captions.
+_FULL = _TINY.model_copy(
+    update={
+        "name": "shapes-full",
+        "prior_ar": AutoregressivePriorStage(
+            directions=96,
+            config=AutoregressivePriorConfig(width=192, depth=3, heads=4, buckets=256, waves=64, candidates=16),
+            run=RunSettings(images=200_000, batch=256, lr=3e-3, ema_halflife=8_000),
+        ),
+        "decoder_inpaint": InpaintStage(
+            caption="clip", run=RunSettings(images=20_000, batch=32, lr=1.5e-3, warmup=1_000, ema_halflife=3_000)
+        ),
+    }
+)
+
 # A quarter of the side is what the paper's upsamplers see at a time. The second one learns from pictures that are worse
 # than those it will get, and forgives what the first one leaves.
 _1024 = _MICRO.model_copy(
@@ -139,7 +157,7 @@ _FOLDER = override(
      "decoder.run.preview_every": 4_000, "upsampler.run.images": 4_000},
 )  # fmt: skip
 
-PRESETS = {recipe.name: recipe for recipe in (_TINY, _MICRO, _1024, _FOLDER, PAPER_RECIPE)}
+PRESETS = {recipe.name: recipe for recipe in (_TINY, _FULL, _MICRO, _1024, _FOLDER, PAPER_RECIPE)}
 
 
 def preset(name: str) -> Recipe:

@@ -248,3 +248,9 @@ def test_a_card_says_how_the_embedding_of_a_picture_is_chosen() -> None:
     words = "the prior draws 16 embeddings, of which the best is kept: each is"
     assert words in training_card(preset("shapes-tiny"), {})
     assert "the prior draws" not in training_card(preset("my-pictures"), {})
+
+
+def test_a_preset_has_both_priors_and_an_inpainting_decoder() -> None:
+    full, tiny = preset("shapes-full"), preset("shapes-tiny")
+    assert {*full.stages} - {*tiny.stages} == {"prior_ar", "decoder_inpaint"}
+    assert (full.prior, full.draft, full.decoder) == (tiny.prior, tiny.draft, tiny.decoder)
