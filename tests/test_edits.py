@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 import dalle_2
 from dalle_2 import DALLe2, Decoder
@@ -253,6 +254,21 @@ def test_drawing_over_keeps_the_more_the_weaker(picture: Image.Image) -> None:
         (made,) = image_to_image(shipped, picture, RED, strength=strength, seed=1, settings=settings)
         apart.append(float((pixels(made) - small).abs().mean()))
     assert apart[0] < apart[1] < apart[2]
+
+
+def test_on_a_draft_the_embedding_is_drawn_over_too() -> None:
+    """Such a decoder hardly sees its start: a weak strength leaves the picture's embedding, the full one nothing."""
+    shipped = dalle_2.load("shapes-tiny", device="cpu")
+    z = shipped.embed(["a small green star on a black background"], seeds=3)
+    settled = {"seeds": 5, "start": z, "steps": 25, "candidates": 1}
+    near, far, anew = (
+        float(F.cosine_similarity(shipped.embed([RED], **settled, strength=strength), z)) for strength in (0.05, 0.9, 1)
+    )
+    assert near > 0.95 > far > anew - 0.1
+    with pytest.raises(UsageError, match="strength 0.01 leaves none of 25 steps"):
+        shipped.embed([RED], **settled, strength=0.01)
+    with pytest.raises(UsageError, match="autoregressive prior draws nothing over"):
+        shipped.embed([RED], start=z, prior="ar")
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,9 @@ def test_a_text_diff_goes_by_the_prior_where_it_can(pipeline: DALLe2, picture: I
     assert [one.metadata["theta"] for one in made] == [0, 0.5, 1]
     z = pipeline.encode_images([picture])
     assert float((from_pil(made[0].image) - pipeline.decode(z, seeds=5)[0].clamp(-1, 1)).abs().max()) < 1 / 127
-    end = redrawn(pipeline, z, at_decoder_size(pipeline, [picture]), RED, BLUE)
+    prior = pipeline.prior
+    assert isinstance(prior, Prior)
+    end = redrawn(pipeline, prior, z, at_decoder_size(pipeline, [picture]), RED, BLUE)
     assert float((from_pil(made[2].image) - pipeline.decode(end, seeds=5)[0].clamp(-1, 1)).abs().max()) < 1 / 127
     assert not torch.allclose(z, end, atol=1e-3)
     (paper,) = text_diff(pipeline, picture, RED, BLUE, 1, by="direction", settings=EditSettings(steps=3))
@@ -157,7 +159,7 @@ def test_of_all_candidates_the_best_is_taken(
     own = redrawing._scores
     monkeypatch.setattr(redrawing, "_scores", lambda *given: seen.append((given[1], own(*given))) or seen[0][1])
     z, small = pipeline.encode_images([picture]), at_decoder_size(pipeline, [picture])
-    best = redrawn(pipeline, z, small, RED, BLUE)
+    best = redrawn(pipeline, prior, z, small, RED, BLUE)
     ((candidates, scores),) = seen
     assert len(candidates) == 6 * 4 * 3
     assert torch.equal(best[0], candidates[scores.argmax()])

@@ -13,7 +13,7 @@ from dalle_2.images import from_pil, to_pil
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.held import PARTICLES, held_embedding
 from dalle_2.inference.holes import Holed, check_hole, shrunk
-from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, in_steps
+from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, in_steps, steerable_prior
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.prior import Prior
 from dalle_2.text.prompts import check_prompts
@@ -52,7 +52,9 @@ def inpaint(
     settings = settings or EditSettings()
     if pipeline.upsamplers and not settings.upsample:
         raise UsageError("what is kept has the size of the finished picture: leave upsample on")
-    prior = _steerable(pipeline, settings, candidates)
+    # One embedding is nothing to choose among, and guidance away from a negative prompt is left to the other way.
+    several = settings.negative is None and candidates != 1
+    prior = steerable_prior(pipeline, settings.prior) if several else None
     plans = [
         _plan(pipeline, picture, prompt, seed + k, candidates or CANDIDATES, settings, on_step) if prior is None
         else _held_plan(pipeline, prior, picture, prompt, seed + k, candidates or PARTICLES, on_step)
@@ -69,13 +71,6 @@ def _kept(picture: Holed, generations: Iterator[Generation]) -> Iterator[Generat
     for generation in generations:
         drawn = from_pil(generation.image)
         yield replace(generation, image=to_pil(torch.where(picture.hole, drawn, picture.picture)))
-
-
-def _steerable(pipeline: DALLe2, settings: EditSettings, candidates: int | None) -> Prior | None:
-    """The prior that can be steered towards what is kept, if this pipeline has one and the settings allow it."""
-    prior = pipeline.first_prior(settings.prior)
-    able = isinstance(prior, Prior) and pipeline.decoder.draft is not None
-    return prior if able and settings.negative is None and candidates != 1 else None  # type: ignore[return-value]
 
 
 def _held_plan(

@@ -19,6 +19,7 @@ from dalle_2.inference.generation import Generation
 from dalle_2.inference.record import record
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.decoder import Decoder, Known
+from dalle_2.models.prior import Prior
 from dalle_2.models.stages import StageSettings, named, settled, upscaling
 from dalle_2.sampling.options import Threshold
 
@@ -67,12 +68,26 @@ def embedded(
     seeds: Sequence[int] | int,
     candidates: int | None = None,
     on_step: OnStep | None = None,
+    **drawing_over: Any,
 ) -> Float[Tensor, "n d"]:
-    """Image embeddings for prompts, by the prior that the settings name and away from their negative prompt."""
+    """Image embeddings for prompts, by the prior that the settings name and away from their negative prompt.
+
+    drawing_over: `start`, `strength` and `steps` of `DALLe2.embed`.
+    """
     settings = settings or EditSettings()
     return pipeline.embed(
-        prompts, seeds=seeds, prior=settings.prior, candidates=candidates, negative=settings.negative, on_step=on_step
-    )
+        prompts, seeds=seeds, prior=settings.prior, candidates=candidates, negative=settings.negative, on_step=on_step,
+        **drawing_over,
+    )  # fmt: skip
+
+
+def steerable_prior(pipeline: DALLe2, name: Literal["diffusion", "ar"] | None = None) -> Prior | None:
+    """The diffusion prior of a pipeline whose drafts can be looked at while it draws; None where either is missing.
+
+    Raises UsageError as `Parts.first_prior` does.
+    """
+    prior = pipeline.first_prior(name)
+    return prior if isinstance(prior, Prior) and pipeline.decoder.draft is not None else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,14 +32,10 @@ FURTHER = (1.0, 1.5)  # how much of the difference of the two ways down is added
 CHANGED = 0.3  # mean square difference, in pictures of [-1, 1], from which on a pixel counts as another one
 
 
-def can_redraw(pipeline: DALLe2) -> bool:
-    """Whether a pipeline has what it takes: a diffusion prior, and a decoder whose drafts can be looked at."""
-    return isinstance(pipeline.first_prior(), Prior) and pipeline.decoder.draft is not None
-
-
 @torch.no_grad()
 def redrawn(
     pipeline: DALLe2,
+    prior: Prior,
     z_img: Float[Tensor, "1 d"],
     picture: Float[Tensor, "1 3 s s"],
     source: str,
@@ -52,8 +48,6 @@ def redrawn(
     Of all candidates the one whose draft fits the target, comes back from CLIP as itself, and leaves most pixels as
     they were. on_step: called after each step of an inversion.
     """
-    prior = pipeline.first_prior()
-    assert isinstance(prior, Prior)
     captions = pipeline._captions([source, target])
     z = torch.cat(list(_candidates(prior, prior.space.to_model(z_img), captions, on_step)))
     z = prior.space.finish(prior.space.from_model(z))

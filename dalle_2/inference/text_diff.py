@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal, get_args
 
 from jaxtyping import Float
@@ -12,8 +13,8 @@ from torch.nn import functional as F
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import at_decoder_size, encoded
-from dalle_2.inference.plans import EditSettings, Plan, draw, inverting
-from dalle_2.inference.redrawn import can_redraw, redrawn
+from dalle_2.inference.plans import EditSettings, Plan, draw, inverting, steerable_prior
+from dalle_2.inference.redrawn import redrawn
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.sampling.interpolation import slerp
 from dalle_2.text.prompts import check_prompts
@@ -49,7 +50,10 @@ def text_diff(
     """
     if by not in (None, *get_args(By)):
         raise UsageError(f"a text diff goes by 'direction' or 'prior', got {by!r}")
-    way: By = by or ("prior" if can_redraw(pipeline) else "direction")
+    prior = steerable_prior(pipeline) if by != "direction" else None
+    if by == "prior" and prior is None:
+        raise UsageError("by its prior a pipeline needs a diffusion prior and a decoder with a draft: use 'direction'")
+    way: By = "direction" if prior is None else "prior"
     most = THETA[way] if theta is None else theta
     if not 0 < most <= 1:
         raise UsageError(f"theta must lie above 0 and at most at 1, got {most}: the paper uses up to 0.5")
@@ -59,13 +63,14 @@ def text_diff(
     direction = difference(pipeline, source, target)
     shares = [most] if n == 1 else [most * k / (n - 1) for k in range(n)]
     said = {"from": source, "to": target, "by": way}
-    if way == "direction":
+    if prior is None:
         settings = inverting(settings, pipeline.decoder)
         latents = encoded(pipeline, [image], settings.steps, captions=[source], on_step=on_step)
         z, end, x_T = latents.z_img, direction, latents.x_T[0]
     else:
         z, x_T = pipeline.encode_images([image]), None
-        end = _by_prior(pipeline, image, z, source, target, on_step)
+        watch = None if on_step is None else partial(on_step, "inversion")
+        end = redrawn(pipeline, prior, z, at_decoder_size(pipeline, [image]), source, target, on_step=watch)
     plans = [
         Plan(
             slerp(z, end, share)[0], seed, x_T, caption=target if share else source,
@@ -74,15 +79,6 @@ def text_diff(
         for share in shares
     ]  # fmt: skip
     return draw(pipeline, plans, "text diff", settings, on_step=on_step)
-
-
-def _by_prior(
-    pipeline: DALLe2, image: Image.Image, z: Float[Tensor, "1 d"], source: str, target: str, on_step: OnStep | None
-) -> Float[Tensor, "1 d"]:
-    if not can_redraw(pipeline):
-        raise UsageError("by its prior a pipeline needs a diffusion prior and a decoder with a draft: use 'direction'")
-    watch = None if on_step is None else lambda step: on_step("inversion", step)
-    return redrawn(pipeline, z, at_decoder_size(pipeline, [image]), source, target, on_step=watch)
 
 
 def difference(pipeline: DALLe2, source: str, target: str) -> Float[Tensor, "1 d"]:

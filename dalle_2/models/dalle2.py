@@ -155,14 +155,16 @@ class DALLe2(Parts):
         negative: Sequence[str] | str | None = None,
         prior: PriorName | None = None,
         tokens: TokenOptions | None = None,
+        start: Float[Tensor, "n d"] | None = None,
+        strength: float = 1.0,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "n d"]:
         """What the decoder draws prompts from: image embeddings; without a prior, with `use_prior` off, and for a
         decoder that was trained on them, text embeddings.
 
         candidates, sampler, prior, tokens: as in `generate`. Of more than one candidate, and where the decoder has a
-        draft,
-            what comes back is what CLIP saw in the best one's draft.
+        draft, what comes back is what CLIP saw in the best one's draft. start, strength: image embeddings that are
+        drawn over, as in `Prior.sample_candidates`; only a diffusion prior can. Raises UsageError for what doesn't fit.
         """
         listed = check_prompts(prompts)
         model = self.first_prior(prior) if use_prior else None
@@ -170,6 +172,8 @@ class DALLe2(Parts):
             return self._encode_text(listed)
         check_fit(self.clip_encoder, {"prior": model})
         if isinstance(model, AutoregressivePrior):
+            if start is not None:
+                raise UsageError("an autoregressive prior draws nothing over: take the diffusion prior")
             run = token_by_token(model, self.defaults, steps, guidance, candidates, tokens)
         else:
             refuse_tokens(tokens)
@@ -178,7 +182,7 @@ class DALLe2(Parts):
         against = negative_rows(negative, len(listed))
         avoided = self._captions(against) if against else None
         rows = seed_rows(seeds, len(listed))
-        return self._image_embeddings(self._captions(listed), avoided, run, rows, on_step)
+        return self._image_embeddings(self._captions(listed), avoided, run, rows, on_step, start, strength)
 
     def decode(
         self,
@@ -339,6 +343,8 @@ class DALLe2(Parts):
         run: StageSettings,
         seeds: list[int],
         on_step: OnStep | None,
+        start: Float[Tensor, "n d"] | None = None,
+        strength: float = 1.0,
     ) -> Float[Tensor, "n d"]:
         prior = self.prior_of("ar" if run.sampler == AUTOREGRESSIVE else "diffusion")
         assert prior is not None
@@ -352,8 +358,8 @@ class DALLe2(Parts):
                 )  # fmt: skip
             return prior.sample_candidates(
                 caption.z_txt, run.candidates, run.steps, sampler=self.sampler_of("prior", prior, run.sampler),
-                eta=run.eta, guidance=run.guidance, tokens=tokens, negative=negative, seeds=seeds,
-                on_step=_watch("prior", on_step),
+                eta=run.eta, guidance=run.guidance, tokens=tokens, negative=negative, start=start, strength=strength,
+                seeds=seeds, on_step=_watch("prior", on_step),
             )  # fmt: skip
 
         drawn = self._finite("prior", prior, draw)

@@ -20,7 +20,6 @@ from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.masks import known_channels, random_holes
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser
-from dalle_2.sampling.grid import grid
 from dalle_2.sampling.guidance import Condition, Threshold
 from dalle_2.sampling.inpainting import keep_known
 from dalle_2.sampling.noise import PictureNoise
@@ -281,8 +280,9 @@ class Decoder(Diffusion):
         steps = self.default_steps if steps is None else steps
         timesteps = None
         if start is not None and strength is not None:
-            timesteps = self._last_part(steps, strength)
-            start = self._overlaid(start, timesteps[0], seeds)
+            stream = f"{self.kind}-start"
+            noise = PictureNoise.fresh(len(start), stream) if seeds is None else PictureNoise(seeds, stream)
+            start, timesteps = self.noised_start(start, strength, steps, noise)
         denoiser = partial(
             self.denoiser, tokens=tokens, negative=negative, text_guidance=text_guidance, known=known,
             thresholding=thresholding,
@@ -291,23 +291,6 @@ class Decoder(Diffusion):
             Bound(self, self.kind, denoiser), z_img, shape, steps,
             eta=eta, guidance=guidance, start=start, timesteps=timesteps, seeds=seeds, on_step=on_step,
         )  # fmt: skip
-
-    def _last_part(self, steps: int, strength: float) -> tuple[float, ...]:
-        """The steps of a walk of `steps` that lie in its last share `strength`."""
-        T = self.noise_scheduler.T
-        rows = tuple(t for t in grid(self.noise_scheduler, steps, self.spacing) if t + 1 <= strength * T)
-        if not rows:
-            raise UsageError(f"strength {strength} leaves none of {steps} steps: take more steps, or more strength")
-        return rows
-
-    def _overlaid(
-        self, pictures: Float[Tensor, "b 3 h w"], t: float, seeds: Sequence[int] | None
-    ) -> Float[Tensor, "b 3 h w"]:
-        """Clean pictures as noised at t, by a stream of noise of their own."""
-        stream = f"{self.kind}-start"
-        noise = PictureNoise.fresh(len(pictures), stream) if seeds is None else PictureNoise(seeds, stream)
-        rows = torch.full((len(pictures),), t, device=pictures.device)
-        return self.noise_scheduler.add_noise(pictures, noise(pictures.shape).to(pictures), rows)
 
 
 def condition(z: Float[Tensor, "b d"], batch: Batch, null_z: Float[Tensor, "d"]) -> Float[Tensor, "b d"]:

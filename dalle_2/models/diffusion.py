@@ -16,7 +16,9 @@ from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.hybrid_loss import VARIATIONAL_WEIGHT, variational_bound
 from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.denoiser import Denoised, Denoiser, Target, convert, to_denoiser
+from dalle_2.sampling.grid import grid
 from dalle_2.sampling.guidance import Condition, ConditionalDenoiser, Threshold, Weight, guide, threshold
+from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.sampling.spacing import Spacing
 
@@ -95,6 +97,20 @@ class Diffusion(nn.Module):
         t = torch.randint(self.noise_scheduler.T, (len(x_0),), generator=generator).to(x_0.device)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         return self.noise_scheduler.add_noise(x_0, eps, t), t, eps
+
+    def noised_start(
+        self, x_0: Float[Tensor, "b *shape"], strength: float, steps: int, noise: PictureNoise
+    ) -> tuple[Float[Tensor, "b *shape"], tuple[float, ...]]:
+        """Clean data under `strength` of the noise's way, and the timesteps of a walk of `steps` that are left to take.
+
+        Raises UsageError where none is left.
+        """
+        T = self.noise_scheduler.T
+        rows = tuple(t for t in grid(self.noise_scheduler, steps, self.spacing) if t + 1 <= strength * T)
+        if not rows:
+            raise UsageError(f"strength {strength} leaves none of {steps} steps: take more steps, or more strength")
+        t = torch.full((len(x_0),), rows[0], device=x_0.device)
+        return self.noise_scheduler.add_noise(x_0, noise(x_0.shape).to(x_0), t), rows
 
     def draw_dropped(self, rows: int, share: float, generator: torch.Generator) -> Bool[Tensor, "{rows}"]:
         """Which rows lose their condition."""

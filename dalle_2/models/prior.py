@@ -183,20 +183,30 @@ class Prior(Diffusion):
         guidance: float | None = None,
         tokens: Int[Tensor, "b l"] | None = None,
         negative: Caption | None = None,
+        start: Float[Tensor, "b d"] | None = None,
+        strength: float = 1.0,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Float[Tensor, "b {count} d"]:
-        """`count` image embeddings for each text embedding, of which the first is what `sample` draws at eta 0."""
+        """`count` image embeddings for each text embedding, of which the first is what `sample` draws at eta 0.
+
+        start: image embeddings that are drawn over: `strength`, above 0 and at most 1, of the noise's way is laid over
+        them, and only the steps from there on are taken.
+        """
         sampler = sampler or DDIMSampler(self.noise_scheduler)
         steps = self.default_steps if t is None else t
         noise = PictureNoise.fresh(len(z_txt), self.kind) if seeds is None else PictureNoise(seeds, self.kind)
         streams = [generator for generator in noise.generators for _ in range(count)]  # one a picture, read in turn
+        x, timesteps = None, None
+        if start is not None:
+            x_0 = self.space.to_model(start.repeat_interleave(count, dim=0))
+            x, timesteps = self.noised_start(x_0, strength, steps, PictureNoise.from_generators(streams))
         rows = z_txt.repeat_interleave(count, dim=0)
         against = negative.repeated(count) if negative else None
         denoiser = partial(self.denoiser, tokens=repeated(tokens, count), negative=against)
         x_0 = sampler.sample(
             Bound(self, self.kind, denoiser), rows, (len(rows), self.space.width), steps,
-            eta=eta, guidance=guidance, generators=streams, on_step=on_step,
+            eta=eta, guidance=guidance, start=x, timesteps=timesteps, generators=streams, on_step=on_step,
         )  # fmt: skip
         return rearrange(self.space.finish(self.space.from_model(x_0)), "(b k) d -> b k d", k=count)
 
