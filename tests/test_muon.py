@@ -29,6 +29,24 @@ def test_the_iteration_is_the_one_it_abbreviates(shape: tuple[int, int]) -> None
         torch.testing.assert_close(ours.double(), by_definition(one), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(48, 48), (16, 144), (144, 16)])
+def test_bfloat16_rounds_it_and_no_more(shape: tuple[int, int]) -> None:
+    """Also a gradient of few strong directions, whose products a smaller dtype would lose."""
+    g = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -3, shape[1])
+    rounded = orthogonal(g, torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    for ours, one in zip(rounded, g, strict=True):
+        whole = by_definition(one).float()
+        assert float((ours - whole).norm() / whole.norm()) < 0.05
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_matrices_are_made_orthogonal_in_the_dtype_of_the_run(dtype: str, expected: torch.dtype) -> None:
+    optimizer = optimiser(MODELS["prior"](), RunSettings(images=1, optimizer="muon", dtype=dtype))
+    assert isinstance(optimizer, Muon)
+    assert optimizer.dtype == expected
+
+
 def test_it_gives_nearly_the_polar_factor() -> None:
     g = torch.randn(1, 32, 200, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonal(g)[0])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dalle_2.models.checkpoints import save_model
 from dalle_2.training.lr_schedule import LRSchedule
 from dalle_2.training.muon import Muon
+from dalle_2.training.precision import choose_dtype
 from dalle_2.training.progress import Reporter
 from dalle_2.training.recipe import RunSettings
 from dalle_2.training.trainer import DALLe2Trainer, TrainerSettings
@@ -30,8 +31,15 @@ def optimiser(model: nn.Module, run: RunSettings) -> torch.optim.Optimizer:
     ]
     return Muon(
         [group for group in groups if group["params"]],
-        lr=run.lr, betas=run.betas, eps=run.eps, weight_decay=run.weight_decay,
+        lr=run.lr, betas=run.betas, eps=run.eps, weight_decay=run.weight_decay, dtype=matrix_dtype(model, run),
     )  # fmt: skip
+
+
+def matrix_dtype(model: nn.Module, run: RunSettings) -> torch.dtype:
+    """What Muon computes in: bfloat16 where the run does and convolutions gain from it, else float32."""
+    device = next(model.parameters()).device
+    dtype = choose_dtype(run.dtype, device, transformer=False)
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
