@@ -35,7 +35,7 @@ from dalle_2.training.recipe import (
 _TINY = Recipe(
     name="shapes-tiny",
     data=DataSettings(source="shapes", clip_options={"siblings": 4, "seed": 1}, shuffle=False),
-    embeddings=200_000,
+    embeddings=250_000,
     directions=96,
     clip=ClipStage(
         config=CLIPConfig(
@@ -48,17 +48,22 @@ _TINY = Recipe(
             phrases=8192,
             thumbnail=64,
         ),
-        run=RunSettings(images=160_000, batch=32, lr=2.5e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=4000),
+        run=RunSettings(images=200_000, batch=32, lr=2.5e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=4000),
     ),
     prior=PriorStage(
         config=PriorConfig(
             target="x_0", dim=256, width=256, depth=1, heads=4, refine=4, steps=25, guidance=2.0, candidates=16
         ),
-        run=RunSettings(images=3_200_000, batch=1024, lr=4e-3, ema_halflife=60_000),
+        run=RunSettings(images=4_000_000, batch=1024, lr=4e-3, ema_halflife=60_000),
+    ),
+    prior_ar=AutoregressivePriorStage(
+        directions=96,
+        config=AutoregressivePriorConfig(width=192, depth=3, heads=4, buckets=256, waves=64, candidates=16),
+        run=RunSettings(images=200_000, batch=256, lr=3e-3, ema_halflife=8_000),
     ),
     draft=DraftStage(
-        config=DraftConfig(image_size=64, width=384, depth=3, channels=32, z_noise=0.1),
-        run=RunSettings(images=560_000, batch=128, lr=2.8e-3, ema_halflife=8_000),
+        config=DraftConfig(image_size=64, width=384, depth=3, channels=64, z_noise=0.1),
+        run=RunSettings(images=1_250_000, batch=64, lr=2.4e-3, ema_halflife=8_000),
     ),
     decoder=DecoderStage(
         config=DecoderConfig(
@@ -71,7 +76,7 @@ _TINY = Recipe(
                 carry=True,
             ),
         ),
-        run=RunSettings(images=2_000, batch=32, lr=2e-3, warmup=500, ema_halflife=500, preview_every=2_000),
+        run=RunSettings(images=6_000, batch=32, lr=2e-3, warmup=500, ema_halflife=800, preview_every=2_000),
     ),
     upsampler=UpsamplerStage(
         config=UpsamplerConfig(
@@ -85,34 +90,29 @@ _TINY = Recipe(
                 patch=4, t_dim=128, low_res_channels=3,
             ),
         ),
-        run=RunSettings(images=7_000, batch=8, lr=1.5e-3, ema_halflife=1000),
+        run=RunSettings(images=10_000, batch=8, lr=1.5e-3, ema_halflife=1000),
     ),
 )  # fmt: skip
 
 _MICRO = override(
-    _TINY.model_copy(update={"name": "shapes-micro", "embeddings": 4_000}),
+    _TINY.model_copy(update={"name": "shapes-micro", "embeddings": 4_000, "prior_ar": None}),
     {
-        "clip.run.images": 6_000, "clip.config.vision.depth": 2, "clip.config.text.depth": 2,
-        "clip.captions": 5_000,
+        "clip.run.images": 6_000, "clip.captions": 5_000,
+        "clip.config.vision.depth": 2, "clip.config.text.depth": 2,
         "prior.run.images": 60_000, "prior.run.batch": 256, "prior.run.lr": 2e-3, "prior.run.ema_halflife": 4_000,
         "prior.config.width": 128, "prior.config.refine": 3,
         "draft.run.images": 6_000, "draft.run.batch": 64, "draft.run.lr": 2e-3,
         "draft.config.width": 128, "draft.config.channels": 16,
-        "decoder.run.images": 600, "decoder.config.unet.channels": 32, "decoder.config.unet.multiples": (1, 2),
-        "decoder.config.unet.attention": (1,),
+        "decoder.run.images": 600, "decoder.run.ema_halflife": 500, "decoder.config.unet.channels": 32,
+        "decoder.config.unet.multiples": (1, 2), "decoder.config.unet.attention": (1,),
         "upsampler.run.images": 1_000, "upsampler.config.unet.channels": 24,
     },
 )  # fmt: skip
 
-# Both priors, and a decoder that was trained to fill holes and reads captions.
+# One more decoder, which was trained to fill holes and reads captions.
 _FULL = _TINY.model_copy(
     update={
         "name": "shapes-full",
-        "prior_ar": AutoregressivePriorStage(
-            directions=96,
-            config=AutoregressivePriorConfig(width=192, depth=3, heads=4, buckets=256, waves=64, candidates=16),
-            run=RunSettings(images=200_000, batch=256, lr=3e-3, ema_halflife=8_000),
-        ),
         "decoder_inpaint": InpaintStage(
             caption="clip", run=RunSettings(images=20_000, batch=32, lr=1.5e-3, warmup=1_000, ema_halflife=3_000)
         ),
@@ -145,7 +145,7 @@ _1024 = _MICRO.model_copy(
 # pictures would know them by heart. Without a draft, candidates can't be looked at; chosen by their dot product with
 # the text alone they get worse with their number. And the decoder has to draw the whole picture, which takes its steps.
 _OF_A_FOLDER = {
-    "embeddings": None, "directions": None, "draft": None, "prior.config.candidates": 1,
+    "embeddings": None, "directions": None, "draft": None, "prior_ar": None, "prior.config.candidates": 1,
     "decoder.config.steps": 20, "decoder.config.drop": 0.1,
 }  # fmt: skip
 
