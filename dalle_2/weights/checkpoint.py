@@ -113,9 +113,9 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
     """
     own = module.state_dict()
     problems = [
-        *_named("missing", [name for name in own if name not in tensors]),
-        *_named("not known here", [name for name in tensors if name not in own]),
-        *_named(
+        *listed("missing", [name for name in own if name not in tensors]),
+        *listed("not known here", [name for name in tensors if name not in own]),
+        *listed(
             "of another shape", [_shapes(n, tensors[n], own[n]) for n in own if _differs(n, tensors, own)]
         ),
     ]
@@ -126,7 +126,8 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
     module.load_state_dict(dict(tensors))
 
 
-def _named(title: str, names: list[str], most: int = 20) -> list[str]:
+def listed(title: str, names: list[str], most: int = 20) -> list[str]:
+    """A title with the first names under it and how many there are; nothing for none."""
     if not names:
         return []
     rest = f" and {len(names) - most} more" if len(names) > most else ""
