@@ -1,9 +1,9 @@
-"""Karlo in the layout of diffusers against diffusers itself, on the same random weights; and folders that are not whole."""
+"""Karlo in the layout of diffusers against diffusers itself, on the same random weights; folders that are not whole."""
 
 import json
 import pickle
 import shutil
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dalle_2 import DALLe2
 from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.inference.plans import EditSettings
 from dalle_2.inference.variations import variations
+from dalle_2.pipelines.karlo_export import export_karlo
 from dalle_2.sampling.noise import PictureNoise
 
 pytest.importorskip("diffusers")
@@ -43,6 +44,7 @@ def ours(folder: Path, theirs: Any) -> DALLe2:
     return dalle_2.load(folder, device="cpu")
 
 
+@torch.no_grad()
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
@@ -103,7 +105,7 @@ def test_prior_and_decoder_share_the_text_encoder(ours: DALLe2) -> None:
 
 
 @pytest.fixture
-def same_noise(monkeypatch: pytest.MonkeyPatch, ours: DALLe2) -> Iterator[None]:
+def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers draws the noise that ours draws for SEEDS, and reckons with the noise table in float64.
 
     In float32 the first beta, which it divides by one minus alpha_bar, is off by five in ten thousand.
@@ -122,7 +124,6 @@ def same_noise(monkeypatch: pytest.MonkeyPatch, ours: DALLe2) -> Iterator[None]:
 
     for module in (pipeline_unclip, pipeline_unclip_image_variation, scheduling_unclip):
         monkeypatch.setattr(module, "randn_tensor", draw)
-    yield
 
 
 def exact(pipeline: Any, table: Any) -> Any:
@@ -173,8 +174,7 @@ def test_a_picture_becomes_the_same_variation(ours: DALLe2, theirs: Any, folder:
 
     encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder")
     processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    names = "decoder text_encoder tokenizer text_proj super_res_first super_res_last decoder_scheduler super_res_scheduler"
-    parts = {name: getattr(theirs, name) for name in names.split()}
+    parts = {name: part for name, part in theirs.components.items() if not name.startswith("prior")}
     peer = UnCLIPImageVariationPipeline(image_encoder=encoder, feature_extractor=processor, **parts)
     peer.set_progress_bar_config(disable=True)
     noise = torch.randint(0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -200,6 +200,34 @@ def test_it_can_be_saved_as_a_pipeline_of_ours(ours: DALLe2, tmp_path: Path) -> 
     assert again.settings() == ours.settings()
     a, b = (pipeline.generate(PROMPTS[:1], 2, seeds=1) for pipeline in (ours, again))
     assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.usefixtures("same_noise")
+def test_diffusers_draws_the_same_picture_of_what_was_exported(
+    ours: DALLe2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UnCLIPPipeline
+    from diffusers.pipelines.deprecated.unclip import text_proj
+
+    home = export_karlo(ours, tmp_path / "exported")
+    # The published index names a module of that name, which newer releases want to be imported before.
+    monkeypatch.setitem(sys.modules, "unclip", text_proj)
+    peer = exact(UnCLIPPipeline.from_pretrained(home), ours.decoder.noise_scheduler)
+    peer.set_progress_bar_config(disable=True)
+    wanted = torch.tensor(peer(PROMPTS, output_type="np").images).permute(0, 3, 1, 2)
+    for pipeline in (ours, dalle_2.load(home, device="cpu")):
+        drawn = pipeline.generate(PROMPTS, seeds=SEEDS)
+        assert float(((drawn / 2 + 0.5).clamp(0, 1) - wanted).abs().max()) < 2e-3
+    picture = Image.new("RGB", (16, 16), "red")
+    assert torch.equal(dalle_2.load(home, device="cpu").encode_images([picture]), ours.encode_images([picture]))
+    with pytest.raises(UsageError, match="not empty"):
+        export_karlo(ours, home)
+
+
+def test_only_what_has_its_shape_can_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="doesn't have Karlo's shape"):
+        export_karlo(dalle_2.load("shapes-tiny", device="cpu"), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 # Folders that are not whole

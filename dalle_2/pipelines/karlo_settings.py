@@ -7,7 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from dalle_2.errors import CheckpointError
-from dalle_2.models.layers.text_transformer import TextConfig
+from dalle_2.models.clip import CLIP
+from dalle_2.models.decoder import Decoder
+from dalle_2.models.decoder_unet import DecoderUNetConfig
+from dalle_2.models.layers.text_transformer import TextConfig, TowerConfig
+from dalle_2.models.prior import Prior
+from dalle_2.models.upsampler import Upsampler
+from dalle_2.weights.hf_clip import LEGACY_EOS, TOWER
 
 Config = Mapping[str, Any]
 STEPS = {"prior": 25, "decoder": 25, "upsampler": 7}  # Karlo's quick ones
@@ -91,6 +97,72 @@ def upsampler(first: Config, last: Config, scheduler: Config, small: int | None)
         "sinusoid": unet["channels"], "image_size": first.get("sample_size"), "low_res_size": small, "drop": 0.0,
         "antialiased": True, "last": True, "unet": unet,
     }  # fmt: skip
+
+
+def configs(clip: CLIP, prior: Prior, decoder: Decoder, upsampler: Upsampler) -> dict[str, dict[str, Any]]:
+    """The settings of every part as the layout has them, in the order of its parts: the way back."""
+    first, unet, large = prior.config, decoder.config.unet, upsampler.config
+    made: dict[str, dict[str, Any]] = {
+        "prior": {
+            "num_attention_heads": first.heads, "attention_head_dim": first.width // first.heads,
+            "num_layers": first.depth, "embedding_dim": first.dim, "num_embeddings": first.text_positions,
+            "additional_embeddings": 4, "dropout": 0.0,
+        },
+        "decoder": _network(unet, decoder.config.image_size) | {
+            "attention_head_dim": unet.head_channels, "cross_attention_dim": unet.context_width,
+            "class_embed_type": "identity", "resnet_time_scale_shift": "scale_shift", "only_cross_attention": False,
+            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "in_channels": 3,
+        },
+        "text_proj": {
+            "clip_embeddings_dim": unet.z_dim, "clip_extra_context_tokens": unet.context_tokens,
+            "time_embed_dim": unet.t_dim, "cross_attention_dim": unet.context_width,
+        },
+        "text_encoder": _tower(clip.config.text) | {
+            "model_type": "clip_text_model", "architectures": ["CLIPTextModelWithProjection"],
+            "vocab_size": clip.config.text.vocab_size, "max_position_embeddings": clip.config.text.context_length,
+            "eos_token_id": LEGACY_EOS if clip.config.text.pool == "highest" else clip.config.text.eos_id,
+            "bos_token_id": 0, "pad_token_id": clip.config.text.pad_id, "projection_dim": clip.config.embed_dim,
+        },
+    }  # fmt: skip
+    for name in ("super_res_first", "super_res_last"):
+        made[name] = _network(large.unet, large.image_size) | {
+            "in_channels": 3 + large.unet.low_res_channels, "add_attention": False,
+            "resnet_time_scale_shift": "default",
+        }  # fmt: skip
+    if clip.config.vision:
+        vision = clip.config.vision
+        made["image_encoder"] = _tower(vision) | {
+            "model_type": "clip_vision_model", "architectures": ["CLIPVisionModelWithProjection"],
+            "image_size": vision.image_size, "patch_size": vision.patch, "projection_dim": clip.config.embed_dim,
+        }  # fmt: skip
+    for name, stage, variance, said in (
+        ("prior", prior, "fixed_small_log", "sample"),
+        ("decoder", decoder, "learned_range", "epsilon"),
+        ("super_res", upsampler, "fixed_small_log", "epsilon"),
+    ):
+        made[f"{name}_scheduler"] = SCHEDULER | {
+            "variance_type": variance, "prediction_type": said, "clip_sample_range": stage.settings.clip,
+        }  # fmt: skip
+    return made
+
+
+def _network(unet: DecoderUNetConfig, size: int) -> dict[str, Any]:
+    """A U-Net's settings, but for what decoder and super-resolution don't share."""
+    down, up = ({attends: name for name, attends in kinds.items()} for kinds in (ATTENDS, UP))
+    attends = [level in unet.attention for level in range(len(unet.multiples))]
+    return {
+        "sample_size": size, "block_out_channels": [unet.channels * multiple for multiple in unet.multiples],
+        "layers_per_block": unet.blocks, "norm_num_groups": unet.groups, "norm_eps": 1e-5, "act_fn": "silu",
+        "out_channels": unet.out_channels, "flip_sin_to_cos": True, "freq_shift": 0,
+        "down_block_types": [down[one] for one in attends], "up_block_types": [up[one] for one in reversed(attends)],
+    }  # fmt: skip
+
+
+def _tower(config: TowerConfig) -> dict[str, Any]:
+    """A tower of CLIP."""
+    return {theirs: getattr(config, ours) for ours, theirs in TOWER.items()} | {
+        "intermediate_size": config.mlp_width or 4 * config.width
+    }
 
 
 def whitening(tensors: dict[str, Tensor], source: Path) -> tuple[list[float], list[float]]:

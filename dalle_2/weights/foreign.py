@@ -1,7 +1,6 @@
 """Weights of another layout into a module of ours: checked by their own names, and taken over without a copy."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -39,21 +38,16 @@ def fill(
     ]
     if problems:
         raise CheckpointError(f"the tensors of {source} don't fit: {'; '.join(problems)}")
-    made = to_ours(used, tensors, shapes) | dict(further or {})
+    made = to_ours(used, tensors) | dict(further or {})
     module.load_state_dict({name: value.to(dtype) for name, value in made.items()}, assign=True)
 
 
-def _misshaped(wanted: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> list[str]:
+def _misshaped(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> list[str]:
     return [
-        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(shape)}"
+        f"{name} is {tuple(tensors[name].shape)} instead of {shape}"
         for name, shape in wanted.items()
-        if name in tensors and not _alike(tensors[name].shape, shape)
+        if name in tensors and tuple(tensors[name].shape) != shape
     ]
-
-
-def _alike(came: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Whether two shapes differ by ones only."""
-    return math.prod(came) == math.prod(wanted) and [n for n in came if n > 1] == [n for n in wanted if n > 1]
 
 
 def _is_whole(tensor: Tensor | None) -> bool:

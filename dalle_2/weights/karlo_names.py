@@ -19,16 +19,17 @@ def prior_pairs(depth: int) -> list[Pair]:
         *layers(f"{network}.embed_noised", "proj_in"),
         *layers(f"{network}.embed_text", "embedding_proj"),
         *layers(f"{network}.embed_states", "encoder_hidden_states_proj"),
-        Pair(f"{network}.positions", ("positional_embedding",)),
-        Pair(f"{network}.query", ("prd_embedding",)),
-        *chain.from_iterable(_block(f"{network}.transformer.blocks.{n}", f"transformer_blocks.{n}") for n in range(depth)),
+        Pair(f"{network}.positions", ("positional_embedding",), ones=1),
+        Pair(f"{network}.query", ("prd_embedding",), ones=2),
+        *chain.from_iterable(_block(f"{network}.transformer", f"transformer_blocks.{n}", n) for n in range(depth)),
         *layers(f"{network}.norm", "norm_out"),
         *layers(f"{network}.out", "proj_to_clip_embeddings"),
     ]
 
 
-def _block(ours: str, theirs: str) -> list[Pair]:
+def _block(transformer: str, theirs: str, n: int) -> list[Pair]:
     """A transformer block; there is no norm2, since nothing is attended to but the tokens themselves."""
+    ours = f"{transformer}.blocks.{n}"
     return [
         *layers(f"{ours}.norm_1", f"{theirs}.norm1"),
         *layers(f"{ours}.attention.qkv", *(f"{theirs}.attn1.to_{letter}" for letter in "qkv")),
