@@ -1,12 +1,12 @@
 """Karlo's tensors in the layout of diffusers' UnCLIP, pair by pair with ours."""
 
-from collections.abc import Iterator
 from itertools import chain
 
 from einops import rearrange
 from torch import Tensor
 
 from dalle_2.weights.layout import Pair, Way, layers
+from dalle_2.weights.unet_places import Place, places
 
 TEXT = "text_proj"  # a part of its own there, a part of the decoder's network here
 
@@ -47,7 +47,7 @@ def time_pairs(ours: str) -> list[Pair]:
 
 def text_pairs(network: str, tokens: int, width: int) -> list[Pair]:
     """`text_proj`: what the decoder is told of text and image embeddings. tokens: made of the latter, so wide each."""
-    to_ours, to_theirs = _token_order(tokens, width)
+    to_ours, to_theirs = token_order(tokens, width)
     return [
         Pair(f"{network}.null_z", (f"{TEXT}.learned_classifier_free_guidance_embeddings",)),
         *layers(f"{network}.embed_z", f"{TEXT}.clip_image_embeddings_project_to_time_embeddings"),
@@ -60,7 +60,7 @@ def text_pairs(network: str, tokens: int, width: int) -> list[Pair]:
     ]
 
 
-def _token_order(tokens: int, width: int) -> tuple[Way, Way]:
+def token_order(tokens: int, width: int) -> tuple[Way, Way]:
     """There the numbers of a layer lie channel by channel, and the tokens' within each; here token by token."""
 
     def to_ours(x: Tensor) -> Tensor:
@@ -74,46 +74,27 @@ def _token_order(tokens: int, width: int) -> tuple[Way, Way]:
 
 def unet_pairs(network: str, levels: int, blocks: int, attention: tuple[int, ...], middle: bool) -> list[Pair]:
     """A U-Net of the decoder or of super-resolution, without its timesteps. attention: the levels that attend."""
-    return [
+    pairs = [
         *layers(f"{network}.conv_in", "conv_in"),
-        *chain.from_iterable(_down(network, levels, blocks, attention)),
-        *_residual(f"{network}.middle.0", "mid_block.resnets.0"),
-        *(_attention(f"{network}.middle.0", "mid_block.attentions.0") if middle else []),
-        *_residual(f"{network}.middle.1", "mid_block.resnets.1"),
-        *chain.from_iterable(_up(network, levels, blocks, attention)),
         *layers(f"{network}.norm_out", "conv_norm_out"),
         *layers(f"{network}.conv_out", "conv_out"),
     ]
+    for place in places(network, levels, blocks, attention, middle):
+        side = _side(place, levels)
+        if place.n is None:
+            pairs += _residual(place.ours, f"{side}.{place.side}samplers.0")
+            continue
+        pairs += _residual(place.ours, f"{side}.resnets.{place.n}")
+        if place.attends:
+            pairs += _attention(place.ours, f"{side}.attentions.{place.n}")
+    return pairs
 
 
-def _down(network: str, levels: int, blocks: int, attention: tuple[int, ...]) -> Iterator[list[Pair]]:
-    """Here a level begins with what leads to it, there it ends with what leads on."""
-    place = 0
-    for level in range(levels):
-        if level:
-            yield _residual(f"{network}.down.{place}", f"down_blocks.{level - 1}.downsamplers.0")
-            place += 1
-        for n in range(blocks):
-            yield _place(f"{network}.down.{place}", f"down_blocks.{level}", n, level in attention)
-            place += 1
-
-
-def _up(network: str, levels: int, blocks: int, attention: tuple[int, ...]) -> Iterator[list[Pair]]:
-    place = 0
-    for above, level in enumerate(reversed(range(levels))):
-        for n in range(blocks + 1):
-            yield _place(f"{network}.up.{place}", f"up_blocks.{above}", n, level in attention)
-            place += 1
-        if level:
-            yield _residual(f"{network}.up.{place}", f"up_blocks.{above}.upsamplers.0")
-            place += 1
-
-
-def _place(ours: str, theirs: str, n: int, attends: bool) -> list[Pair]:
-    return [
-        *_residual(ours, f"{theirs}.resnets.{n}"),
-        *(_attention(ours, f"{theirs}.attentions.{n}") if attends else []),
-    ]
+def _side(place: Place, levels: int) -> str:
+    """Levels are counted in the order they come in: up from the coarsest."""
+    if place.side == "middle":
+        return "mid_block"
+    return f"down_blocks.{place.level}" if place.side == "down" else f"up_blocks.{levels - 1 - place.level}"
 
 
 def _residual(ours: str, theirs: str) -> list[Pair]:
