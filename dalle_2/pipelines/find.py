@@ -12,6 +12,7 @@ from dalle_2.pipelines.manifest import MANIFEST
 
 DEFAULT = "shapes-tiny"
 FOREIGN = "model_index.json"  # what a folder in the layout of diffusers has in place of our manifest
+ORIGINAL = "decoder-ckpt*.ckpt"  # and one of Karlo's own files
 PUBLISHED = {
     "karlo": "kakaobrain/karlo-v1-alpha",
     "karlo-variations": "kakaobrain/karlo-v1-alpha-image-variations",
@@ -46,8 +47,8 @@ def find_pipeline(source: str | os.PathLike[str]) -> Path:
 
 
 def holds_pipeline(folder: Path) -> bool:
-    """Whether a folder has the index of a pipeline, of ours or of diffusers'."""
-    return any((folder / name).is_file() for name in (MANIFEST, FOREIGN))
+    """Whether a folder has the index of a pipeline, of ours or of diffusers', or Karlo's own files."""
+    return any((folder / name).is_file() for name in (MANIFEST, FOREIGN)) or any(folder.glob(ORIGINAL))
 
 
 def known_pipelines() -> Mapping[str, Path]:

@@ -20,6 +20,7 @@ from dalle_2.models.clip import CLIP, CLIPConfig
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.decoder import Decoder, DecoderConfig
+from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.layers.text_transformer import TextConfig
 from dalle_2.models.prior import Prior, PriorConfig
 from dalle_2.models.stages import StageDefaults
@@ -32,6 +33,7 @@ from dalle_2.weights.checkpoint import load_tensors, read_tensors
 from dalle_2.weights.foreign import fill
 from dalle_2.weights.hf_clip import convert_config, convert_tensors
 from dalle_2.weights.karlo_names import TEXT, prior_pairs, text_pairs, time_pairs, unet_pairs
+from dalle_2.weights.layout import Pair
 
 S = TypeVar("S", bound=Settings)
 M = TypeVar("M", bound=nn.Module)
@@ -64,6 +66,13 @@ def load_karlo(
     """
     parts = Parts(folder)
     parts.check()
+    return pipeline_of(parts, device=device, dtype=dtype, fingerprint=sha256(folder / INDEX))
+
+
+def pipeline_of(
+    parts: "Parts", *, device: str | torch.device, dtype: str | torch.dtype, fingerprint: str = ""
+) -> DALLe2:
+    """The pipeline of some parts, sampled as Karlo is."""
     return DALLe2(
         parts.prior if parts.has("prior") else None,
         parts.decoder,
@@ -72,8 +81,8 @@ def load_karlo(
         device=device,
         dtype=dtype,
         defaults=StageDefaults(sampler={"prior": SAMPLER, "decoder": SAMPLER, "upsampler": SAMPLER}),
-        name=folder.name,
-        fingerprint=sha256(folder / INDEX),
+        name=parts.folder.name,
+        fingerprint=fingerprint,
     )
 
 
@@ -162,10 +171,8 @@ class Parts:
         config = _parsed(PriorConfig, values, self.folder / "prior")
         model = _empty(partial(Prior.from_config, config))
         null = self.clip.encode_text(torch.tensor([self.empty]))[0]
-        fill(
-            model, prior_pairs(config.depth), tensors, self.folder / "prior",
-            further={"null_text": null, **self._captions()},
-        )  # fmt: skip
+        further = {"null_text": null, **self._captions()}
+        fill(model, self._prior_pairs(config), tensors, self.folder / "prior", further=further)
         return model.eval().requires_grad_(False)
 
     def decoder(self) -> Decoder:
@@ -176,19 +183,11 @@ class Parts:
             self.empty,
         )  # fmt: skip
         config = _parsed(DecoderConfig, values, self.folder / "decoder")
-        model, unet = _empty(partial(Decoder.from_config, config)), config.unet
+        model = _empty(partial(Decoder.from_config, config))
         beside = {f"{TEXT}.{name}": value for name, value in self.tensors("text_proj").items()}
-        fill(
-            model,
-            [
-                *time_pairs("time"),
-                *unet_pairs("network", len(unet.multiples), unet.blocks, unet.attention, unet.middle_attention),
-                *text_pairs("network", unet.context_tokens, unet.context_width),
-            ],
-            self.tensors("decoder") | beside,
-            self.folder / "decoder",
-            further={"network.pool_text.weight": self.clip.text.projection.weight.detach(), **self._captions()},
-        )
+        further = {"network.pool_text.weight": self.clip.text.projection.weight.detach(), **self._captions()}
+        tensors = self.tensors("decoder") | beside
+        fill(model, self._decoder_pairs(config.unet), tensors, self.folder / "decoder", further=further)
         return model.eval().requires_grad_(False)
 
     def upsampler(self) -> Upsampler:
@@ -197,13 +196,22 @@ class Parts:
         small = self.config("decoder").get("sample_size")
         values = settings.upsampler(first, last, self.config("super_res_scheduler"), small)
         config = _parsed(UpsamplerConfig, values, self.folder / "super_res_first")
-        model, unet = _empty(partial(Upsampler.from_config, config)), config.unet
-        names = partial(unet_pairs, levels=len(unet.multiples), blocks=unet.blocks, attention=(), middle=False)
+        model = _empty(partial(Upsampler.from_config, config))
         assert model.last is not None
-        for part, network in (("super_res_first", nn.ModuleDict({"time": model.time, "network": model.network})),
-                              ("super_res_last", model.last)):
-            fill(network, [*time_pairs("time"), *names("network")], self.tensors(part), self.folder / part)
+        first_steps = nn.ModuleDict({"time": model.time, "network": model.network})
+        for part, network in (("super_res_first", first_steps), ("super_res_last", model.last)):
+            fill(network, self._upsampler_pairs(part, config.unet), self.tensors(part), self.folder / part)
         return model.eval().requires_grad_(False)
+
+    def _prior_pairs(self, config: PriorConfig) -> list[Pair]:
+        return prior_pairs(config.depth)
+
+    def _decoder_pairs(self, unet: DecoderUNetConfig) -> list[Pair]:
+        network = unet_pairs("network", len(unet.multiples), unet.blocks, unet.attention, unet.middle_attention)
+        return [*time_pairs("time"), *network, *text_pairs("network", unet.context_tokens, unet.context_width)]
+
+    def _upsampler_pairs(self, part: str, unet: DecoderUNetConfig) -> list[Pair]:
+        return [*time_pairs("time"), *unet_pairs("network", len(unet.multiples), unet.blocks, (), False)]
 
     def _captions(self) -> dict[str, Tensor]:
         """The text encoder under the names that prior and decoder have for it; shared, not copied."""

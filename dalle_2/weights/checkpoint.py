@@ -100,7 +100,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"there is no weight file {path}")
     if path.suffix in SAFETENSORS:
         return _read_safetensors(path)[1]
-    content = _unpickle(path)
+    content = unpickled(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no table of tensors")
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
@@ -185,13 +185,14 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def _read_pickled(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    content = _unpickle(path)
+    content = unpickled(path)
     if not isinstance(content, dict) or not isinstance(content.get("tensors"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of this package: it has no table of tensors")
     return content.get(FORMAT), content["tensors"]
 
 
-def _unpickle(path: Path) -> Any:
+def unpickled(path: Path) -> Any:
+    """What torch.save wrote, of plain values and tensors alone. Raises CheckpointError."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
