@@ -1,5 +1,6 @@
 """Captions as prior and decoder read them: an embedding and, where a network reads words, tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,15 +29,22 @@ def repeated(tokens: Int[Tensor, "b l"] | None, count: int) -> Int[Tensor, "b2 l
 
 
 def caption_conditions(
-    encoder: TextTransformer | None, tokens: Int[Tensor, "b l"] | None, negative: Int[Tensor, "b l"] | None = None
+    encoder: TextTransformer | None,
+    tokens: Int[Tensor, "b l"] | None,
+    negative: Int[Tensor, "b l"] | None = None,
+    empty: Sequence[int] | None = None,
 ) -> tuple[Condition, Condition]:
     """What captions add to the null condition and to the full one: `states` and `valid`, a row each.
 
     The null condition has no caption, or the negative one in its place. Nothing is added for a network that reads no
-    captions, and a caption that is not given is none.
+    captions, and a caption that is not given is none. empty: the tokens of the caption that stands for none, in a
+    network that was trained with one.
     """
     if encoder is None:
         return {}, {}
+    if empty is not None:
+        nothing = torch.tensor([empty], device=encoder.positions.device)
+        tokens, negative = nothing if tokens is None else tokens, nothing if negative is None else negative
     if tokens is None:
         absent = _absent(encoder)
         return absent, absent

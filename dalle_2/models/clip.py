@@ -59,14 +59,16 @@ class VisionConfig(TowerConfig):
 
 
 class CLIPConfig(Settings):
-    """A whole CLIP. normalised: whether its embeddings are meant to be used at unit length.
+    """A whole CLIP; vision None leaves the image tower out.
+
+    normalised: whether its embeddings are meant to be used at unit length.
 
     centred: embeddings are brought to mean 0 and variance 1 in every dimension (by running statistics) before they get
     unit length, so that a narrow data set does not end in a narrow cone.
     phrases, thumbnail: the side tasks' sizes, see `SideTasks`; 0 for none. side_weight: their share in the loss.
     """
 
-    vision: VisionConfig = VisionConfig()
+    vision: VisionConfig | None = VisionConfig()
     text: TextConfig = TextConfig()
     embed_dim: int = Field(512, ge=1)
     logit_scale: float = Field(1 / 0.07, gt=0, le=MAX_LOGIT_SCALE)
@@ -133,7 +135,7 @@ class CLIP(nn.Module):
     def __init__(self, config: CLIPConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or CLIPConfig()
-        self.vision = VisionTower(config.vision, config.embed_dim)
+        self.vision = VisionTower(config.vision, config.embed_dim) if config.vision else None
         self.text = TextTower(config.text, config.embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
         self.centre_image = _centre(config)
@@ -148,6 +150,9 @@ class CLIP(nn.Module):
 
     @property
     def image_size(self) -> int:
+        """Of the pictures that it reads. Raises UsageError for a CLIP without an image tower."""
+        if self.config.vision is None:
+            raise UsageError("this CLIP reads texts only, it has no image tower: use a pipeline that has one")
         return self.config.vision.image_size
 
     @property
@@ -160,7 +165,7 @@ class CLIP(nn.Module):
 
     def encode_image(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         """Raw embeddings of pictures in [-1, 1]. Raises UsageError for another size than image_size."""
-        if x.shape[-1] != self.image_size:
+        if self.vision is None or x.shape[-1] != self.image_size:
             raise UsageError(
                 f"got pictures of {x.shape[-1]} px, this CLIP reads {self.image_size} px: resize them first"
             )

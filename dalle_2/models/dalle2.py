@@ -295,13 +295,16 @@ class DALLe2(Parts):
             noise_level=noise_level, tile=tile, overlap=overlap, only=upsamplers,
             chosen=lambda name, model: self.sampler_of(name, model, sampler),
         )  # fmt: skip
-        z = self._encode_images(to_pils(pictures)) if z_img is None else z_img.to(self.device)
+        z = None
+        if any(stages[name].space is not None for name in plan):
+            z = self._encode_images(to_pils(pictures)) if z_img is None else z_img.to(self.device)
         rows = seed_rows(seeds, len(pictures))
         x = pictures.to(self.device)
         for name, run in plan.items():
             if not whole:
                 check_sizes("given picture", x.shape[-1], name, stages[name])
-            check_width(z, stages[name].space, name)
+            if z is not None and (space := stages[name].space) is not None:
+                check_width(z, space, name)
             x = self._enlarged(name, stages[name], x, z, run, rows, on_step, whole=whole)
         return x
 
@@ -403,7 +406,7 @@ class DALLe2(Parts):
         return self._finite("decoder", decoder, draw)
 
     def _enlarged(
-        self, name: str, upsampler: Upsampler, x: Tensor, z_img: Tensor,
+        self, name: str, upsampler: Upsampler, x: Tensor, z_img: Tensor | None,
         run: StageSettings, seeds: list[int], on_step: OnStep | None, *, whole: bool = False,
     ) -> Float[Tensor, "n 3 H W"]:  # fmt: skip
         def draw() -> Tensor:

@@ -38,7 +38,8 @@ class DecoderConfig(DiffusionConfig):
     `caption`: a text transformer whose states the U-Net attends to; its `text_dim` is then that width. The caption of a
     row is dropped in `caption_drop` of the cases, beside `drop` for the embedding (DALL·E 2 paper, section 2.1).
     `text_guidance`: how strongly the caption is followed where the embedding is followed with `guidance`; the same
-    unless set. A U-Net of four `known_channels` is trained to fill holes. of: whose embeddings it was trained on, those
+    unless set. empty: tokens of the caption that stands for none, where there is such a one. A U-Net of four
+    `known_channels` is trained to fill holes. of: whose embeddings it was trained on, those
     of pictures or, for a pipeline without a prior (section 5.1), those of captions.
     """
 
@@ -51,6 +52,7 @@ class DecoderConfig(DiffusionConfig):
     caption: TextConfig | None = None
     caption_drop: float = Field(default=0.5, ge=0, lt=1)
     text_guidance: float | None = Field(default=None, ge=0)
+    empty: tuple[int, ...] | None = None
     of: Literal["image", "text"] = "image"
 
     @model_validator(mode="after")
@@ -223,7 +225,7 @@ class Decoder(Diffusion):
         Raises UsageError for captions, or guidance by them, of a decoder that reads none.
         """
         self._check_reads(tokens, text_guidance)
-        no_words, words = caption_conditions(self.caption, tokens, negative)
+        no_words, words = caption_conditions(self.caption, tokens, negative, self.config.empty)
         kept = self._kept(known, len(z_img))
         image, nothing = self._condition(self.space.to_model(z_img)), self._condition(self.network.null_z[None])
 

@@ -32,6 +32,10 @@ class DecoderUNetConfig(Settings):
 
     `resample`: levels are joined by plain convolutions, or by residual blocks as in ADM, GLIDE and the paper.
 
+    What published weights have otherwise: `z_dim` 0, no embedding at all; `context_dim`, the width of the tokens that
+    attention looks at, 0 for that of the time embedding; `pooled_dim`, the width of a projection of the caption's end
+    before it is added, 0 for none; `norm_text`, a norm on the caption's tokens; `groups` of every group norm.
+
     `carry` adds the noised picture and the second one to the output, each times a factor learned from the time
     embedding: a network that predicts clean pictures then has only to correct what it is given, the second picture
     where there is much noise and the noised one where little is left.
@@ -48,9 +52,13 @@ class DecoderUNetConfig(Settings):
     low_res_channels: int = Field(default=0, ge=0)
     known_channels: int = Field(default=0, ge=0)
     text_dim: int = Field(default=0, ge=0)
-    z_dim: int = Field(default=512, ge=1)
+    pooled_dim: int = Field(default=0, ge=0)
+    norm_text: bool = False
+    z_dim: int = Field(default=512, ge=0)
     t_dim: int = Field(default=512, ge=1)
     context_tokens: int = Field(default=4, ge=0)
+    context_dim: int = Field(default=0, ge=0)
+    groups: int | None = Field(default=None, ge=1)
     z_map_channels: int = Field(default=0, ge=0)
     z_map_side: int = Field(default=16, ge=1)
     scale_shift: bool = True
@@ -81,6 +89,14 @@ class DecoderUNetConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _has_what_it_projects(self) -> "DecoderUNetConfig":
+        if not self.z_dim and (self.context_tokens or self.z_map_channels):
+            raise ValueError("context_tokens and z_map_channels are made of the embedding: z_dim 0 leaves them 0")
+        if not self.text_dim and (self.pooled_dim or self.norm_text):
+            raise ValueError("pooled_dim and norm_text are for captions: text_dim 0 leaves them out")
+        return self
+
+    @model_validator(mode="after")
     def _carries_what_it_predicts(self) -> "DecoderUNetConfig":
         if self.carry and (self.out_channels not in (3, 6) or self.low_res_channels not in (0, 3)):
             raise ValueError(
@@ -93,6 +109,11 @@ class DecoderUNetConfig(Settings):
     def factor(self) -> int:
         """What height and width of a picture must be divisible by."""
         return int(self.patch * 2 ** (len(self.multiples) - 1))
+
+    @property
+    def context_width(self) -> int:
+        """Of a token that attention looks at."""
+        return self.context_dim or self.t_dim
 
 
 class Block(nn.Module):
@@ -109,16 +130,17 @@ class Block(nn.Module):
         super().__init__()
         self.residual = ResidualBlock(
             channels, out_channels, config.t_dim,
-            scale_shift=config.scale_shift, dropout=config.dropout, resample=resample,
+            scale_shift=config.scale_shift, dropout=config.dropout, resample=resample, groups=config.groups,
         )  # fmt: skip
-        context = config.t_dim if config.context_tokens or config.text_dim else None
-        self.attention = SpatialAttention(out_channels, config.head_channels, context) if attends else None
+        context = config.context_width if config.context_tokens or config.text_dim else None
+        attention = SpatialAttention(out_channels, config.head_channels, context, config.groups) if attends else None
+        self.attention = attention
 
     def forward(
         self,
         x: Float[Tensor, "b c h w"],
         embedding: Float[Tensor, "b e"],
-        context: Float[Tensor, "b m e"] | None,
+        context: Float[Tensor, "b m k"] | None,
         valid: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b c2 h2 w2"]:
         x = self.residual(x, embedding)
@@ -143,11 +165,14 @@ class DecoderUNet(nn.Module):
         self.config = config = config or DecoderUNetConfig()
         widths = [config.channels * multiple for multiple in config.multiples]
         folded = config.patch**2
-        self.null_z = nn.Parameter(torch.zeros(config.z_dim))
-        self.embed_z = nn.Linear(config.z_dim, config.t_dim)
-        self.context = nn.Linear(config.z_dim, config.context_tokens * config.t_dim) if config.context_tokens else None
-        self.embed_text = nn.Linear(config.text_dim, config.t_dim) if config.text_dim else None
-        self.context_text = nn.Linear(config.text_dim, config.t_dim) if config.text_dim else None
+        tokens, width, text = config.context_tokens, config.context_width, config.text_dim
+        self.null_z = nn.Parameter(torch.zeros(config.z_dim)) if config.z_dim else None
+        self.embed_z = nn.Linear(config.z_dim, config.t_dim) if config.z_dim else None
+        self.context = nn.Linear(config.z_dim, tokens * width) if tokens else None
+        self.pool_text = nn.Linear(text, config.pooled_dim, bias=False) if config.pooled_dim else None
+        self.embed_text = nn.Linear(config.pooled_dim or text, config.t_dim) if text else None
+        self.context_text = nn.Linear(text, width) if text else None
+        self.norm_text = nn.LayerNorm(width) if config.norm_text else None
         mapped = config.z_map_channels
         self.z_map = nn.Linear(config.z_dim, mapped * config.z_map_side**2) if mapped else None
         pictures = 3 + config.low_res_channels + config.known_channels
@@ -175,14 +200,14 @@ class DecoderUNet(nn.Module):
             if level:
                 self.up.append(_resampling(width, config, "up"))
 
-        self.norm_out = group_norm(width)
+        self.norm_out = group_norm(width, config.groups)
         self.conv_out = zeroed(nn.Conv2d(width, folded * config.out_channels, 3, padding=1))
         self.carry = _carry(config) if config.carry else None
 
     def forward(
         self,
         x_t: Float[Tensor, "b 3 h w"],
-        z_img: Float[Tensor, "b {self.config.z_dim}"],
+        z_img: Float[Tensor, "b {self.config.z_dim}"] | None,
         t_emb: Float[Tensor, "b {self.config.t_dim}"],
         *,
         low_res: Float[Tensor, "b k h w"] | None = None,
@@ -190,20 +215,20 @@ class DecoderUNet(nn.Module):
         states: Float[Tensor, "b l {self.config.text_dim}"] | None = None,
         valid: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b {self.config.out_channels} h w"]:
-        """`low_res` and `known` have the height and width of `x_t`; each is wanted exactly when the settings name
-        channels for it. states, valid: encoded captions, and False at their padding; both or neither, and only with
-        `text_dim`.
+        """z_img: None for a network that takes none. `low_res` and `known` have the height and width of `x_t`; each is
+        wanted exactly when the settings name channels for it. states, valid: encoded captions, and False at their
+        padding; both or neither, and only with `text_dim`.
 
         Raises UsageError for sides that aren't divisible by `config.factor`, and for other pictures than that.
         """
         self._check(x_t, {"low_res": low_res, "known": known})
-        embedding = F.silu(t_emb + self.embed_z(z_img) + self._summary(states, valid))
+        embedding = F.silu(t_emb + self._embedded(z_img) + self._summary(states, valid))
         context, seen = self._context(z_img, states, valid)
 
         pictures = [x_t] if low_res is None else [x_t, low_res]
         stacked = pictures if known is None else [*pictures, known]
         x = F.pixel_unshuffle(torch.cat(stacked, dim=1), self.config.patch)
-        if self.z_map is not None:
+        if self.z_map is not None and z_img is not None:
             x = torch.cat([x, self._mapped(self.z_map(z_img), x)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
         skips = [x := self.conv_in(x)]
@@ -235,22 +260,30 @@ class DecoderUNet(nn.Module):
             if given != wanted:
                 raise UsageError(f"this U-Net takes {wanted} channels of {name}, got {given}")
 
+    def _embedded(self, z_img: Tensor | None) -> Float[Tensor, "b e"] | float:
+        return 0.0 if self.embed_z is None or z_img is None else self.embed_z(z_img)
+
     def _summary(self, states: Tensor | None, valid: Tensor | None) -> Float[Tensor, "b e"] | float:
         """The state at each caption's end; nothing for a row without a caption."""
         if self.embed_text is None or states is None or valid is None:
             return 0.0
         length = valid.sum(1)
         end = states[torch.arange(len(states), device=states.device), (length - 1).clamp(min=0)]
+        if self.pool_text is not None:
+            end = self.pool_text(end)
         return self.embed_text(end) * (length > 0).to(states.dtype)[:, None]
 
     def _context(
-        self, z_img: Tensor, states: Tensor | None, valid: Tensor | None
-    ) -> tuple[Float[Tensor, "b m e"] | None, Bool[Tensor, "b m"] | None]:
+        self, z_img: Tensor | None, states: Tensor | None, valid: Tensor | None
+    ) -> tuple[Float[Tensor, "b m k"] | None, Bool[Tensor, "b m"] | None]:
         """The tokens that attention may look at beside the picture: the embedding's, then the caption's."""
-        tokens = self.context(z_img).unflatten(1, (-1, self.config.t_dim)) if self.context is not None else None
+        tokens = None
+        if self.context is not None and z_img is not None:
+            tokens = self.context(z_img).unflatten(1, (-1, self.config.context_width))
         if self.context_text is None or states is None or valid is None:
             return tokens, None
         words = self.context_text(states)
+        words = words if self.norm_text is None else self.norm_text(words)
         if tokens is None:
             return words, valid
         return torch.cat([tokens, words], dim=1), torch.cat([valid.new_ones(tokens.shape[:2]), valid], dim=1)

@@ -40,6 +40,8 @@ class DiffusionConfig(Settings):
     clip: float | None = Field(default=None, gt=0)
     """Guesses of the clean data are kept in [-clip, clip] while sampling, as `threshold` says."""
     threshold: Threshold = "static"
+    sinusoid: int = Field(default=128, ge=2, multiple_of=2)
+    """Numbers that a timestep is encoded in before the network learns of it."""
     eps_mean_square: tuple[float, ...] | None = Field(default=None, repr=False)
     """Mean square of the predicted noise, one a timestep: what Analytic-DPM's variance is made of (Bao et al. 2022)."""
     learned_variance: bool = False
@@ -64,7 +66,7 @@ class Diffusion(nn.Module):
         super().__init__()
         self.settings = config
         self.noise_scheduler = NoiseScheduler(config.T, schedule=config.schedule)
-        self.time = TimestepEmbedder(t_dim)
+        self.time = TimestepEmbedder(t_dim, sinusoid=config.sinusoid)
         self.target: Target = config.target
         if config.eps_mean_square is not None:
             self.eps_mean_square = torch.tensor(config.eps_mean_square, dtype=torch.float64, device="cpu")

@@ -53,7 +53,8 @@ def check_reads(encoder: Encoder, name: str, text: TextConfig) -> None:
 
 def spaces(model: Any) -> tuple[EmbeddingSpace, ...]:
     """The embedding spaces that a stage works with."""
-    return (model.text_space, model.space) if hasattr(model, "text_space") else (model.space,)
+    both = (getattr(model, "text_space", None), model.space)
+    return tuple(space for space in both if space is not None)
 
 
 def encoder_space(encoder: Encoder) -> EmbeddingSpace:

@@ -266,7 +266,8 @@ class Parts:
         return settings | {"decoder": drawing}
 
     def sampler_of(self, stage: str, model: Diffusion, names: SamplerNames = None) -> Sampler:
-        """The sampler that a stage runs with: the one named, else the one given at the start, else DDIM.
+        """The sampler that a stage runs with: the one named, else the one given at the start, else the pipeline's own,
+        else DDIM.
 
         Raises UsageError for a name that is none, with the nearest one, and for a stage that the pipeline can't have.
         """
@@ -276,7 +277,8 @@ class Parts:
         given = {"prior": self.prior_sampler, "decoder": self.decoder_sampler}.get(stage)
         if given is not None and name in (None, given.name):
             return given
-        return sampler_named(name or DDIMSampler.name, model.noise_scheduler)
+        own = of_stage(self.defaults.sampler, stage, DDIMSampler.name)
+        return sampler_named(name or own, model.noise_scheduler)
 
     def _check_names(self, *given: Mapping[str, Any]) -> None:
         """Settings may name stages that this run leaves out, but none that the pipeline can't have."""

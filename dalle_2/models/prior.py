@@ -29,7 +29,8 @@ class PriorConfig(DiffusionConfig):
     by the square root of their length. `candidates`: how many embeddings a pipeline draws for a prompt unless it is
     told otherwise; it goes on with the best of them, see `models/candidates.py`. The paper draws two. `caption`: a text
     transformer whose states the network reads before everything else, as in the paper; without it the text embedding
-    is all it knows of the caption.
+    is all it knows of the caption. text_positions, time_projection: see `PriorTransformer`. empty: tokens of the
+    caption that stands for none, where there is such a one.
     """
 
     target: Target = "eps"
@@ -40,6 +41,9 @@ class PriorConfig(DiffusionConfig):
     refine: int = Field(default=0, ge=0)
     candidates: int = Field(default=2, ge=1)
     caption: TextConfig | None = None
+    text_positions: int = Field(default=0, ge=0)
+    time_projection: bool = True
+    empty: tuple[int, ...] | None = None
     space: EmbeddingSpace | None = None
     text_space: EmbeddingSpace | None = None
 
@@ -75,6 +79,8 @@ class Prior(Diffusion):
             image_dim=self.space.width,
             refine=config.refine,
             text_dim=config.caption.width if config.caption else None,
+            text_positions=config.text_positions,
+            time_projection=config.time_projection,
         )
         self.caption = TextTransformer(config.caption) if config.caption else None
         self.null_text = torch.nn.Parameter(torch.zeros(config.dim))
@@ -142,7 +148,8 @@ class Prior(Diffusion):
         caption at all.
         """
         null_text = self.null_text[None] if negative is None else self.text_space.to_model(negative.z_txt)
-        no_words, words = caption_conditions(self.caption, tokens, negative.tokens if negative else None)
+        avoided = negative.tokens if negative else None
+        no_words, words = caption_conditions(self.caption, tokens, avoided, self.config.empty)
 
         def predict(x_t: Tensor, t: Tensor, text: Tensor, **words: Tensor) -> Tensor:
             return self.network(text, x_t, self.time(t), **words)

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from dalle_2.models.layers.modulated import ModulatedBlock
 from dalle_2.models.layers.transformer import Transformer
 
+OWN = 4  # tokens beside the caption's: its embedding, the time, the noised embedding, the query
+
 
 class PriorTransformer(nn.Module):
     """Reads `[text states, z_txt, t, z_t, query]` with causal attention; the query's output is the prediction.
@@ -19,7 +21,9 @@ class PriorTransformer(nn.Module):
     image_dim: length of the noised embedding and of the prediction; by default dim, that of the text embedding.
     refine: residual blocks that go on with the query's output alone, beside the noised embedding, modulated by text and
     time. The answer is one vector, and work on it costs a quarter of work on four tokens. text_dim: width of the text
-    states; without it there are none.
+    states; without it there are none. text_positions: how many places for them have positions of their own here, for
+    states of a text transformer that was not made for this one. time_projection: whether the time has a linear layer
+    more than `TimestepEmbedder` gives it.
     """
 
     def __init__(
@@ -32,16 +36,18 @@ class PriorTransformer(nn.Module):
         image_dim: int | None = None,
         refine: int = 0,
         text_dim: int | None = None,
+        text_positions: int = 0,
+        time_projection: bool = True,
     ) -> None:
         super().__init__()
         width, image_dim = width or dim, image_dim or dim
         self.dim, self.width, self.image_dim = dim, width, image_dim
         self.embed_text = nn.Linear(dim, width)
-        self.embed_time = nn.Linear(width, width)
+        self.embed_time = nn.Linear(width, width) if time_projection else nn.Identity()
         self.embed_noised = nn.Linear(image_dim, width)
         self.embed_states = nn.Linear(text_dim, width) if text_dim else None
         self.query = nn.Parameter(0.02 * torch.randn(width))
-        self.positions = nn.Parameter(0.02 * torch.randn(4, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(text_positions + OWN, width))
         self.transformer = Transformer(width, depth, heads, causal=True)
         self.refine = nn.ModuleList(ModulatedBlock(width) for _ in range(refine))
         self.norm = nn.LayerNorm(width)
@@ -65,7 +71,7 @@ class PriorTransformer(nn.Module):
         """
         query = self.query.expand(len(z_txt), -1).to(z_txt.dtype)
         text, time, noised = self.embed_text(z_txt), self.embed_time(t_emb), self.embed_noised(z_t)
-        tokens = torch.stack([text, time, noised, query], dim=1) + self.positions.to(z_txt.dtype)
+        tokens = torch.stack([text, time, noised, query], dim=1) + self.positions[-OWN:].to(z_txt.dtype)
         x = self.transformer.last(tokens) if self.embed_states is None else self._read(tokens, states, valid)
         if self.refine:
             x, condition = x + noised + text, F.silu(text + time)
@@ -79,6 +85,9 @@ class PriorTransformer(nn.Module):
         """What the query sees behind the caption; of none at all where no states are given."""
         if states is None or valid is None or self.embed_states is None:
             return self.transformer.last(tokens)
-        whole = torch.cat([self.embed_states(states).to(tokens.dtype), tokens], dim=1)
+        words = self.embed_states(states).to(tokens.dtype)
+        if len(self.positions) > OWN:
+            words = words + self.positions[: words.shape[1]].to(tokens.dtype)
+        whole = torch.cat([words, tokens], dim=1)
         seen = torch.cat([valid, valid.new_ones(tokens.shape[:2])], dim=1)
         return self.transformer.last(whole, seen)

@@ -17,16 +17,19 @@ from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.sampler import Sampler
+from dalle_2.sampling.sampler_names import SamplerName
 
 V = TypeVar("V")
 AUTOREGRESSIVE = "autoregressive"  # stands where a diffusion stage has the name of its sampler
 
 
 class StageDefaults(Settings):
-    """Steps and guidance of a pipeline, by stage ("prior", "upsampler-256"), where they differ from its parts'."""
+    """Steps and guidance of a pipeline, by stage ("prior", "upsampler-256"), where they differ from its parts', and
+    samplers where they are not DDIM."""
 
     steps: dict[str, int] = Field(default_factory=dict)
     guidance: dict[str, float] = Field(default_factory=dict)
+    sampler: dict[str, SamplerName] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_2.errors import UsageError
@@ -39,6 +39,9 @@ class UpsamplerConfig(DiffusionConfig):
     `noise_levels`: with a number here small pictures are noised, too, at one of the levels 0 ... `noise_levels` drawn
     for each row, and the network is told which (Ho et al. 2022, "Cascaded diffusion models", section 4). Level n is
     that of n steps of the noise table, 0 is none. `noise_level` is the one that pictures are sampled at.
+
+    `antialiased`: small pictures are enlarged by the cubic of Pillow and of PyTorch's antialiasing, instead of
+    PyTorch's plain one. `last`: a second network of the same shape predicts at timestep 0. Karlo has both.
     """
 
     clip: float | None = 1.0
@@ -51,6 +54,8 @@ class UpsamplerConfig(DiffusionConfig):
     corruption: float = Field(default=0.0, ge=0)
     noise_levels: int = Field(default=0, ge=0)
     noise_level: int = Field(default=0, ge=0)
+    antialiased: bool = False
+    last: bool = False
     unet: DecoderUNetConfig = PAPER_UNET
     space: EmbeddingSpace | None = None
 
@@ -96,8 +101,9 @@ class Upsampler(Diffusion):
         config = config or UpsamplerConfig(T=T)
         super().__init__(config, config.unet.t_dim)
         self.config = config
-        self.space = config.space or unit_space(config.unet.z_dim)
+        self.space = (config.space or unit_space(config.unet.z_dim)) if config.unet.z_dim else None
         self.network = DecoderUNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.last = LastStep(config) if config.last else None
         self.level = TimestepEmbedder(config.unet.t_dim) if config.noise_levels else None
 
     @classmethod
@@ -109,11 +115,11 @@ class Upsampler(Diffusion):
         self,
         x_t: Float[Tensor, "b 3 h w"],
         low_res: Float[Tensor, "b 3 k k2"],
-        z_img: Float[Tensor, "b d"],
+        z_img: Float[Tensor, "b d"] | None,
         t_emb: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b 3 h w"]:
         """One denoising step: the prediction for noised large pictures `x_t` above small ones. t_emb: of `embed`."""
-        return self._predict(x_t, enlarge(low_res, x_t.shape[-2:]), self.space.to_model(z_img), t_emb)
+        return self._predict(x_t, self._smooth(low_res, x_t.shape[-2:]), self._seen(z_img, len(x_t)), t_emb)
 
     def embed(
         self, t: Float[Tensor, "b"] | Int[Tensor, "b"], level: Int[Tensor, "b"] | None = None
@@ -124,7 +130,16 @@ class Upsampler(Diffusion):
             return t_emb
         return t_emb + self.level(torch.zeros_like(t) if level is None else level)
 
-    def _predict(self, x_t: Tensor, enlarged: Tensor, z: Tensor, t_emb: Tensor) -> Tensor:
+    def _seen(self, z_img: Tensor | None, rows: int) -> Tensor | None:
+        """Embeddings as the network wants them, the null one where none is given; None where it takes none."""
+        if self.space is None or self.network.null_z is None:
+            return None
+        return self.network.null_z.expand(rows, -1) if z_img is None else self.space.to_model(z_img)
+
+    def _smooth(self, low_res: Tensor, size: Sequence[int]) -> Tensor:
+        return enlarge(low_res, size, antialiased=self.config.antialiased)
+
+    def _predict(self, x_t: Tensor, enlarged: Tensor, z: Tensor | None, t_emb: Tensor) -> Tensor:
         """The network adds detail to the enlarged small picture, so that what it must learn is small."""
         prediction = self.network(x_t, z, t_emb, low_res=enlarged)
         return prediction + enlarged if self.target == "x_0" else prediction
@@ -174,8 +189,10 @@ class Upsampler(Diffusion):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The mean squared error for a noised batch `{x_t, low_res, z_img, t, x_0}`."""
         require(batch, "x_t", "low_res", "z_img", "t")
-        z = condition(self.space.to_model(batch["z_img"]), batch, self.network.null_z)
-        enlarged = enlarge(batch["low_res"], batch["x_t"].shape[-2:])
+        z = self._seen(batch["z_img"], len(batch["x_t"]))
+        if z is not None:
+            z = condition(z, batch, self._seen(None, 1)[0])  # type: ignore[index]
+        enlarged = self._smooth(batch["low_res"], batch["x_t"].shape[-2:])
         prediction = self._predict(batch["x_t"], enlarged, z, self.embed(batch["t"], batch.get("level")))
         return self.mse(prediction, self.wanted(batch["x_t"], batch["t"], batch))
 
@@ -194,17 +211,20 @@ class Upsampler(Diffusion):
 
         noise_level: the one that `low_res` has. tiling: how pictures are cut that are larger than its tiles.
         """
-        null_z = self.network.null_z[None]
-        z = null_z.expand(len(low_res), -1) if z_img is None else self.space.to_model(z_img)
         # Once for all steps, and before it is cut, so that a tile's border is no border to the interpolation.
-        enlarged = enlarge(low_res, self._enlarged(low_res))
+        enlarged = self._smooth(low_res, self._enlarged(low_res))
 
-        def predict(x_t: Tensor, t: Tensor, z: Tensor, enlarged: Tensor) -> Tensor:
+        def predict(x_t: Tensor, t: Tensor, enlarged: Tensor, z: Tensor | None = None) -> Tensor:
+            if self.last is not None and bool((t < 1).all()):
+                return self.last(x_t, t, z, enlarged)
             level = torch.full((len(t),), noise_level, device=t.device)
             return self._predict(x_t, enlarged, z, self.embed(t, level))
 
         around = partial(tiled, tiling=tiling, pictures=("enlarged",)) if tiling else None
-        null, full = {"z": null_z, "enlarged": enlarged}, {"z": z, "enlarged": enlarged}
+        null, full = (
+            {"enlarged": enlarged} | ({} if (seen := self._seen(z, len(low_res))) is None else {"z": seen})
+            for z in (None, z_img)
+        )
         return self.guided(predict, [null, full], [self.weight(guidance)], around=around)
 
     @torch.no_grad()
@@ -323,8 +343,31 @@ class LowResDenoiser:
         )
 
 
-def enlarge(low_res: Float[Tensor, "b c k k2"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
+class LastStep(nn.Module):
+    """A network for the last step alone, such as one that was trained on to please a discriminator."""
+
+    def __init__(self, config: UpsamplerConfig) -> None:
+        super().__init__()
+        self.time = TimestepEmbedder(config.unet.t_dim, sinusoid=config.sinusoid)
+        self.network = DecoderUNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "b 3 h w"],
+        t: Float[Tensor, "b"] | Int[Tensor, "b"],
+        z: Float[Tensor, "b d"] | None,
+        enlarged: Float[Tensor, "b 3 h w"],
+    ) -> Float[Tensor, "b 3 h w"]:
+        """The prediction of the upsampler's own target."""
+        return self.network(x_t, z, self.time(t), low_res=enlarged)
+
+
+def enlarge(
+    low_res: Float[Tensor, "b c k k2"], size: Sequence[int], *, antialiased: bool = False
+) -> Float[Tensor, "b c h w"]:
     """Bicubic, the same in training, in sampling and on every device."""
+    if antialiased:
+        return F.interpolate(low_res, size=tuple(size), mode="bicubic", align_corners=False, antialias=True)
     return F.interpolate(low_res, size=tuple(size), mode="bicubic", align_corners=False).clamp(-1.5, 1.5)
 
 

@@ -11,12 +11,19 @@ from dalle_2.paths import TRAINED_MODELS, hub_cache, shipped_pipelines
 from dalle_2.pipelines.manifest import MANIFEST
 
 DEFAULT = "shapes-tiny"
+FOREIGN = "model_index.json"  # what a folder in the layout of diffusers has in place of our manifest
+ORIGINAL = "decoder-ckpt*.ckpt"  # and one of Karlo's own files
+PUBLISHED = {
+    "karlo": "kakaobrain/karlo-v1-alpha",
+    "karlo-variations": "kakaobrain/karlo-v1-alpha-image-variations",
+}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = ["*.json", "*.safetensors", "README.md"]
+HUB_FILES = ["*.json", "*.txt", "*.safetensors", "README.md"]
+PICKLED = ["*.bin"]  # only where there is nothing else
 
 
 def find_pipeline(source: str | os.PathLike[str]) -> Path:
-    """The folder of a pipeline: a shipped name, else ./trained_models/NAME, else a folder, else a hub id.
+    """The folder of a pipeline: a shipped name, else ./trained_models/NAME, a folder, a published name or a hub id.
 
     A folder in the current directory that bears a known name is meant by "./NAME"; "FOLDER/NAME" in a folder that is
     here is never a hub id. Raises UsageError for a name that is none of these, CheckpointError for a folder without a
@@ -28,13 +35,20 @@ def find_pipeline(source: str | os.PathLike[str]) -> Path:
     if folder.is_file() and folder.name == MANIFEST:
         return folder.parent
     if folder.is_dir():
-        if not (folder / MANIFEST).is_file():
+        if not holds_pipeline(folder):
             raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST}")
         return folder
+    if isinstance(source, str) and source in PUBLISHED:
+        return _from_hub(PUBLISHED[source])
     _check_place(folder)
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return _from_hub(source)
     raise UsageError(f"there is no pipeline {str(source)!r}: {_hint(str(source))}, or give a folder or a hub id")
+
+
+def holds_pipeline(folder: Path) -> bool:
+    """Whether a folder has the index of a pipeline, of ours or of diffusers', or Karlo's own files."""
+    return any((folder / name).is_file() for name in (MANIFEST, FOREIGN)) or any(folder.glob(ORIGINAL))
 
 
 def known_pipelines() -> Mapping[str, Path]:
@@ -62,7 +76,7 @@ def _hint_in(home: Path, name: str) -> str:
 
 
 def _hint(name: str) -> str:
-    known = list(known_pipelines())
+    known = [*known_pipelines(), *PUBLISHED]
     close = get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]}?"
@@ -74,14 +88,16 @@ def _from_hub(name: str) -> Path:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        if not any(folder.rglob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=HUB_FILES + PICKLED))
     except Exception as error:
         # The hub's client and its transport raise errors of a dozen unrelated kinds.
         raise HubError(
             f"{name} is no folder here, isn't in the hub cache {hub_cache()}, and could not be fetched from the hub "
             f"({_first_line(error)}): check the name and the network, or give a folder"
         ) from None
-    if not (folder / MANIFEST).is_file():
-        raise HubError(f"{name} on the hub is no pipeline of this package: it has no {MANIFEST}")
+    if not holds_pipeline(folder):
+        raise HubError(f"{name} on the hub is no pipeline that is known here: it has no {MANIFEST} and no {FOREIGN}")
     return folder
 
 

@@ -20,7 +20,9 @@ from dalle_2.models.parts import ALTERNATIVES, PRIORS
 from dalle_2.models.stages import StageDefaults, named
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.card import default_card
-from dalle_2.pipelines.find import find_pipeline
+from dalle_2.pipelines.find import FOREIGN, find_pipeline
+from dalle_2.pipelines.karlo import load_karlo
+from dalle_2.pipelines.karlo_original import load_karlo_original
 from dalle_2.pipelines.manifest import CARD, MANIFEST, Manifest, Part, read_manifest, sha256, write_manifest
 from dalle_2.text.tokenizer import Tokenizer
 
@@ -35,10 +37,15 @@ def load(
 ) -> DALLe2:
     """A whole pipeline from a shipped name ("shapes-tiny"), a folder, or a hub id; parts load when first used.
 
+    The folder may be one of ours, a Karlo in the layout of diffusers, or one of Karlo's own files.
+
     Raises UsageError for an unknown pipeline, HubError for one that can't be fetched, CheckpointError for a folder
     that lacks a part, and when a part is first used for one that is damaged or isn't the one pipeline.json describes.
     """
     folder = find_pipeline(source)
+    if not (folder / MANIFEST).is_file():
+        load_foreign = load_karlo if (folder / FOREIGN).is_file() else load_karlo_original
+        return load_foreign(folder, device=device, dtype=dtype)
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
     pipeline = DALLe2(
@@ -48,7 +55,7 @@ def load(
         alternatives={role: _source(folder, manifest, role) for role in ALTERNATIVES if role in manifest.parts},
         device=device,
         dtype=dtype,
-        defaults=StageDefaults(steps=manifest.steps, guidance=manifest.guidance),
+        defaults=StageDefaults(steps=manifest.steps, guidance=manifest.guidance, sampler=manifest.sampler),
         name=manifest.name,
         fingerprint=sha256(folder / MANIFEST),
     )
@@ -108,6 +115,7 @@ def _write(
         parts=parts,
         steps=pipeline.defaults.steps,
         guidance=pipeline.defaults.guidance,
+        sampler=dict(pipeline.defaults.sampler),
         training=dict(training),
     )
     write_manifest(manifest, folder / MANIFEST)

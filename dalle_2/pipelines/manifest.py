@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError
+from dalle_2.sampling.sampler_names import SamplerName
 
 MANIFEST, CARD = "pipeline.json", "README.md"
 FORMAT_VERSION = 1
@@ -42,8 +43,8 @@ class Part(Settings):
 class Manifest(Settings):
     """What pipeline.json says. Roles are "clip", "tokenizer", "prior", "decoder", "upsampler-256", ...
 
-    A role that this release doesn't know is kept and not loaded. steps, guidance: a stage's defaults where they differ
-    from its part's own. training: plain values, such as the recipe, minutes and figures.
+    A role that this release doesn't know is kept and not loaded. steps, guidance, sampler: a stage's defaults where
+    they differ from its part's own. training: plain values, such as the recipe, minutes and figures.
     """
 
     format_version: int = FORMAT_VERSION
@@ -51,6 +52,7 @@ class Manifest(Settings):
     parts: dict[str, Part]
     steps: dict[str, int] = Field(default_factory=dict)
     guidance: dict[str, float] = Field(default_factory=dict)
+    sampler: dict[str, SamplerName] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
 
     @property

@@ -160,6 +160,18 @@ class Tokenizer:
         atomic_write_text(path, json.dumps(content, ensure_ascii=False, indent=1))
 
 
+    def library_json(self) -> str:
+        """What the tokenizers library writes of it."""
+        return str(self._bpe.to_str())
+
+    def token(self, index: int) -> str:
+        """The token of that id. Raises UsageError for an id that is none."""
+        token = self._bpe.id_to_token(index)
+        if token is None:
+            raise UsageError(f"the vocabulary has no token {index}")
+        return str(token)
+
+
 def _words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 

@@ -67,6 +67,8 @@ class ClipStage(Settings):
     def _learns_from_the_others(self) -> Self:
         if self.encoder is None and self.run.batch < 2:
             raise ValueError("CLIP learns to tell the pairs of a batch apart: run.batch must be at least 2, got 1")
+        if self.encoder is None and self.config.vision is None:
+            raise ValueError("CLIP learns from pictures: config.vision can't be none")
         if self.encoder is None and self.run.accumulate > 1:
             raise ValueError(
                 f"parts of a batch would lack the others' pairs: run.accumulate must be 1, got {self.run.accumulate}"

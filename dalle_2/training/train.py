@@ -163,6 +163,7 @@ class Training:
 
     def _clip(self) -> None:
         stage = self.recipe.clip
+        assert stage.config.vision is not None  # which the recipe has checked
         dataset = self._reading(stage.config.vision.image_size, self.recipe.data.clip_options, endless=True)
         train_clip(
             stage, dataset, self.run / "clip", shuffle=self.recipe.data.shuffle,

@@ -100,7 +100,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"there is no weight file {path}")
     if path.suffix in SAFETENSORS:
         return _read_safetensors(path)[1]
-    content = _unpickle(path)
+    content = unpickled(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no table of tensors")
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
@@ -113,9 +113,9 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
     """
     own = module.state_dict()
     problems = [
-        *_named("missing", [name for name in own if name not in tensors]),
-        *_named("not known here", [name for name in tensors if name not in own]),
-        *_named(
+        *listed("missing", [name for name in own if name not in tensors]),
+        *listed("not known here", [name for name in tensors if name not in own]),
+        *listed(
             "of another shape", [_shapes(n, tensors[n], own[n]) for n in own if _differs(n, tensors, own)]
         ),
     ]
@@ -126,7 +126,8 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
     module.load_state_dict(dict(tensors))
 
 
-def _named(title: str, names: list[str], most: int = 20) -> list[str]:
+def listed(title: str, names: list[str], most: int = 20) -> list[str]:
+    """A title with the first names under it and how many there are; nothing for none."""
     if not names:
         return []
     rest = f" and {len(names) - most} more" if len(names) > most else ""
@@ -184,13 +185,14 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def _read_pickled(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    content = _unpickle(path)
+    content = unpickled(path)
     if not isinstance(content, dict) or not isinstance(content.get("tensors"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of this package: it has no table of tensors")
     return content.get(FORMAT), content["tensors"]
 
 
-def _unpickle(path: Path) -> Any:
+def unpickled(path: Path) -> Any:
+    """What torch.save wrote, of plain values and tensors alone. Raises CheckpointError."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

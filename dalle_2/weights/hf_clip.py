@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dalle_2.errors import CheckpointError
+from dalle_2.weights.layout import Pair, layers
 
 # The layout leaves out whatever equals these defaults of its own.
 TEXT_DEFAULTS = {
@@ -43,31 +43,46 @@ TOWER = {"width": "hidden_size", "mlp_width": "intermediate_size", "depth": "num
     "eps": "layer_norm_eps",
 }
 
-# In this order; each pattern matches whole names. Queries, keys and values are fused afterwards.
-NAMES = (
-    (r"logit_scale", "log_scale"),
-    (r"visual_projection\.weight", "vision.projection.weight"),
-    (r"text_projection\.weight", "text.projection.weight"),
-    (r"vision_model\.embeddings\.class_embedding", "vision.class_token"),
-    (r"vision_model\.embeddings\.patch_embedding\.weight", "vision.stem.weight"),
-    (r"vision_model\.embeddings\.position_embedding\.weight", "vision.positions"),
-    (r"vision_model\.pre_layrnorm\.(.*)", r"vision.norm_in.\1"),
-    (r"vision_model\.post_layernorm\.(.*)", r"vision.norm_out.\1"),
-    (r"text_model\.embeddings\.token_embedding\.weight", "text.embedding.weight"),
-    (r"text_model\.embeddings\.position_embedding\.weight", "text.positions"),
-    (r"text_model\.final_layer_norm\.(.*)", r"text.norm_out.\1"),
-)
-IN_BLOCK = {
-    "self_attn.out_proj": "attention.out",
-    "self_attn.q_proj": "attention.q",
-    "self_attn.k_proj": "attention.k",
-    "self_attn.v_proj": "attention.v",
-    "layer_norm1": "norm_1",
-    "layer_norm2": "norm_2",
-    "mlp.fc1": "mlp.0",
-    "mlp.fc2": "mlp.2",
+TOP = {
+    "log_scale": "logit_scale",
+    "vision.projection.weight": "visual_projection.weight",
+    "text.projection.weight": "text_projection.weight",
+    "vision.class_token": "vision_model.embeddings.class_embedding",
+    "vision.stem.weight": "vision_model.embeddings.patch_embedding.weight",
+    "vision.positions": "vision_model.embeddings.position_embedding.weight",
+    "text.embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "text.positions": "text_model.embeddings.position_embedding.weight",
 }
-BLOCK = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.*)\.(weight|bias)")
+NORMS = {
+    "vision.norm_in": "vision_model.pre_layrnorm",
+    "vision.norm_out": "vision_model.post_layernorm",
+    "text.norm_out": "text_model.final_layer_norm",
+}
+IN_BLOCK = {
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.out": ("self_attn.out_proj",),
+    "norm_1": ("layer_norm1",),
+    "norm_2": ("layer_norm2",),
+    "mlp.0": ("mlp.fc1",),
+    "mlp.2": ("mlp.fc2",),
+}
+BLOCK = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.")
+
+
+def clip_pairs(text_depth: int, vision_depth: int) -> list[Pair]:
+    """Every tensor of ours beside those of the layout that it is made of; the depths are numbers of blocks."""
+    depths = {"text": text_depth, "vision": vision_depth}
+    blocks = [
+        pair
+        for tower, depth in depths.items()
+        for n in range(depth)
+        for ours, theirs in IN_BLOCK.items()
+        for pair in layers(
+            f"{tower}.transformer.blocks.{n}.{ours}", *(f"{tower}_model.encoder.layers.{n}.{name}" for name in theirs)
+        )
+    ]
+    norms = [pair for ours, theirs in NORMS.items() for pair in layers(ours, theirs)]
+    return [*(Pair(ours, (theirs,)) for ours, theirs in TOP.items()), *norms, *blocks]
 
 
 def is_clip_config(config: Mapping[str, Any]) -> bool:
@@ -115,34 +130,17 @@ def convert_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Names that are not part of the layout are kept, so that strict loading can report them.
     """
-    named = {_ours(name): tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
-    return _fused(named)
+    left = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
+    blocks = [found.groups() for name in left if (found := BLOCK.match(name))]
+    depths = (max([1 + int(n) for tower, n in blocks if tower == wanted], default=0) for wanted in ("text", "vision"))
+    made = {}
+    for pair in clip_pairs(*depths):
+        parts = [left.pop(name) for name in pair.theirs if name in left]
+        if len(parts) == len(pair.theirs):
+            made[pair.ours] = pair.joined(parts)
+    return made | left
 
 
 def _section(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
     """The first configs had a second section, "…_config_dict", which wins."""
     return {**(config.get(f"{tower}_config") or {}), **(config.get(f"{tower}_config_dict") or {})}
-
-
-def _ours(name: str) -> str:
-    if block := BLOCK.fullmatch(name):
-        tower, index, part, kind = block.groups()
-        return f"{tower}.transformer.blocks.{index}.{IN_BLOCK.get(part, part)}.{kind}"
-    for pattern, replacement in NAMES:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name
-
-
-def _fused(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    fused = {}
-    for name, tensor in named.items():
-        stem, part, kind = re.fullmatch(r"(.*attention\.)(q|k|v)(\..*)|.*", name).groups()  # type: ignore[union-attr]
-        if part is None:
-            fused[name] = tensor
-        elif part == "q":
-            parts = [named.get(f"{stem}{letter}{kind}") for letter in "qkv"]
-            if any(piece is None for piece in parts):
-                continue
-            fused[f"{stem}qkv{kind}"] = torch.cat([piece for piece in parts if piece is not None])
-    return fused

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from dalle_2.models.layers.init import zeroed
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of at least eight channels, at most 32 of them (ADM uses 32 groups throughout)."""
+def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
+    """By default groups of at least eight channels, at most 32 of them (ADM uses 32 groups throughout)."""
+    if groups is not None:
+        return nn.GroupNorm(groups, channels)
     groups = max(1, min(32, channels // 8))
     while channels % groups:
         groups -= 1
@@ -38,14 +40,15 @@ class ResidualBlock(nn.Module):
         scale_shift: bool = True,
         dropout: float = 0.0,
         resample: Resample | None = None,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
         self.resample = RESAMPLE[resample] if resample else None
-        self.norm_in = group_norm(channels)
+        self.norm_in = group_norm(channels, groups)
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.embed = nn.Linear(embedding, out_channels * (2 if scale_shift else 1))
-        self.norm_out = group_norm(out_channels)
+        self.norm_out = group_norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()

@@ -21,10 +21,10 @@ class SpatialAttention(nn.Module):
     Shape letters: B batch, N positions, M context tokens, H heads, K channels of a head.
     """
 
-    def __init__(self, channels: int, head_channels: int, context: int | None) -> None:
+    def __init__(self, channels: int, head_channels: int, context: int | None, groups: int | None = None) -> None:
         super().__init__()
         self.heads = heads_of(channels, head_channels)
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, groups)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.to_context_kv = nn.Linear(context, 2 * channels) if context else None
         self.to_out = zeroed(nn.Linear(channels, channels))

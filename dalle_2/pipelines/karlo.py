@@ -1,0 +1,261 @@
+"""Karlo in the layout of diffusers' UnCLIP, a folder of parts -> a `DALLe2` of our own modules.
+
+The parts are configurations of `Prior`, `Decoder`, `Upsampler` and `CLIP`. Two things are arranged otherwise there:
+the projections of text and image embeddings are a part of their own, here they belong to the decoder's network; and
+the last step of super-resolution has a network of its own, here that is the upsampler's second one.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dalle_2.config import Settings, parse
+from dalle_2.errors import CheckpointError, ConfigError
+from dalle_2.models.clip import CLIP, CLIPConfig
+from dalle_2.models.clip_encoding import CLIPEncoder
+from dalle_2.models.dalle2 import DALLe2
+from dalle_2.models.decoder import Decoder, DecoderConfig
+from dalle_2.models.decoder_unet import DecoderUNetConfig
+from dalle_2.models.layers.text_transformer import TextConfig
+from dalle_2.models.prior import Prior, PriorConfig
+from dalle_2.models.stages import StageDefaults
+from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
+from dalle_2.pipelines import karlo_settings as settings
+from dalle_2.pipelines.find import FOREIGN as INDEX
+from dalle_2.pipelines.manifest import sha256
+from dalle_2.text.tokenizer import Tokenizer
+from dalle_2.weights.checkpoint import load_tensors, read_tensors
+from dalle_2.weights.foreign import fill
+from dalle_2.weights.hf_clip import convert_config, convert_tensors
+from dalle_2.weights.karlo_names import TEXT, prior_pairs, text_pairs, time_pairs, unet_pairs
+from dalle_2.weights.layout import Pair
+
+S = TypeVar("S", bound=Settings)
+M = TypeVar("M", bound=nn.Module)
+
+CLASSES = {
+    "prior": "PriorTransformer",
+    "decoder": "UNet2DConditionModel",
+    "text_proj": "UnCLIPTextProjModel",
+    "super_res_first": "UNet2DModel",
+    "super_res_last": "UNet2DModel",
+    "text_encoder": "CLIPTextModelWithProjection",
+    "image_encoder": "CLIPVisionModelWithProjection",
+    "prior_scheduler": "UnCLIPScheduler",
+    "decoder_scheduler": "UnCLIPScheduler",
+    "super_res_scheduler": "UnCLIPScheduler",
+}
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
+)  # fmt: skip
+SAMPLER = "ddpm"
+
+
+def load_karlo(
+    folder: Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+) -> DALLe2:
+    """A pipeline of the folder's parts, which are read when they are first used.
+
+    Raises CheckpointError for a folder that lacks a part or has one of an unknown class; when a part is first used for
+    one that is damaged, lacks tensors, or has settings that are not known here.
+    """
+    parts = Parts(folder)
+    parts.check()
+    return pipeline_of(parts, device=device, dtype=dtype, fingerprint=sha256(folder / INDEX))
+
+
+def pipeline_of(
+    parts: "Parts", *, device: str | torch.device, dtype: str | torch.dtype, fingerprint: str = ""
+) -> DALLe2:
+    """The pipeline of some parts, sampled as Karlo is."""
+    return DALLe2(
+        parts.prior if parts.has("prior") else None,
+        parts.decoder,
+        parts.encoder,
+        upsampler_paths=[parts.upsampler],
+        device=device,
+        dtype=dtype,
+        defaults=StageDefaults(sampler={"prior": SAMPLER, "decoder": SAMPLER, "upsampler": SAMPLER}),
+        name=parts.folder.name,
+        fingerprint=fingerprint,
+    )
+
+
+class Parts:
+    """The parts of a folder as ours. What they share, the text encoder, is read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def check(self) -> None:
+        """Raises CheckpointError for what `load_karlo` refuses."""
+        needed = [name for name in CLASSES if name not in ("prior", "prior_scheduler", "image_encoder")]
+        lacking = [name for name in needed if not self.has(name)]
+        if lacking or not (self.folder / "tokenizer").is_dir():
+            named = ", ".join(lacking or ["tokenizer"])
+            raise CheckpointError(f"{self.folder} lacks {named}: the pipeline is not whole")
+        for name, named in self.index.items():
+            if name in CLASSES and (not isinstance(named, list) or named[-1] != CLASSES[name]):
+                raise CheckpointError(
+                    f"{self.folder / INDEX} says that {name} is a {_last(named)!r}, and only a {CLASSES[name]} is known"
+                )
+
+    def has(self, name: str) -> bool:
+        """Whether the folder has a part of that name."""
+        return (self.folder / name).is_dir()
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """Which class each part is of."""
+        return read_json(self.folder / INDEX)
+
+    def encoder(self) -> CLIPEncoder:
+        """Texts, and pictures where the folder has an image encoder, to raw embeddings."""
+        return CLIPEncoder(self.clip, tokenizer=self.tokenizer)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """CLIP's, in rows as long as the text encoder reads."""
+        return Tokenizer.from_clip_folder(self.folder / "tokenizer", context_length=self.text.context_length)
+
+    @cached_property
+    def clip(self) -> CLIP:
+        """Both towers, or the one for texts."""
+        model = CLIP(self.clip_config)
+        tensors = self.tensors("text_encoder")
+        if self.has("image_encoder"):
+            tensors |= self.tensors("image_encoder")
+        made = convert_tensors(tensors) | {"log_scale": model.log_scale.detach()}
+        load_tensors(model, made, self.folder)
+        return model.eval().requires_grad_(False)
+
+    @cached_property
+    def clip_config(self) -> CLIPConfig:
+        """The towers' settings, from the encoders' config.json."""
+        text, vision = self.config("text_encoder"), None
+        preprocessing = None
+        if self.has("image_encoder"):
+            vision = self.config("image_encoder")
+            path = self.folder / "feature_extractor" / "preprocessor_config.json"
+            preprocessing = read_json(path) if path.exists() else None
+        values = convert_config(
+            {
+                "model_type": "clip", "text_config": text, "vision_config": vision or {},
+                "projection_dim": text.get("projection_dim", 512),
+            },
+            preprocessing,
+        )  # fmt: skip
+        values |= {"normalised": False} | ({} if vision else {"vision": None})
+        return _parsed(CLIPConfig, values, self.folder / "text_encoder")
+
+    @property
+    def text(self) -> TextConfig:
+        """The text encoder's settings, which prior and decoder read captions by."""
+        return self.clip_config.text
+
+    @cached_property
+    def empty(self) -> tuple[int, ...]:
+        """The tokens of the empty caption, which stands for none."""
+        return tuple(self.tokenizer([""])[0].tolist())
+
+    def prior(self) -> Prior:
+        """The prior."""
+        tensors = self.tensors("prior")
+        mean, std = settings.whitening(tensors, self.folder / "prior")
+        values = settings.prior(self.config("prior"), self.config("prior_scheduler"), self.text, self.empty, mean, std)
+        config = _parsed(PriorConfig, values, self.folder / "prior")
+        model = _empty(partial(Prior.from_config, config))
+        null = self.clip.encode_text(torch.tensor([self.empty]))[0]
+        further = {"null_text": null, **self._captions()}
+        fill(model, self._prior_pairs(config), tensors, self.folder / "prior", further=further)
+        return model.eval().requires_grad_(False)
+
+    def decoder(self) -> Decoder:
+        """The decoder, with what the folder has beside it."""
+        project = self.config("text_proj")
+        values = settings.decoder(
+            self.config("decoder"), project, self.config("decoder_scheduler"), self.text, self.clip_config.embed_dim,
+            self.empty,
+        )  # fmt: skip
+        config = _parsed(DecoderConfig, values, self.folder / "decoder")
+        model = _empty(partial(Decoder.from_config, config))
+        beside = {f"{TEXT}.{name}": value for name, value in self.tensors("text_proj").items()}
+        further = {"network.pool_text.weight": self.clip.text.projection.weight.detach(), **self._captions()}
+        tensors = self.tensors("decoder") | beside
+        fill(model, self._decoder_pairs(config.unet), tensors, self.folder / "decoder", further=further)
+        return model.eval().requires_grad_(False)
+
+    def upsampler(self) -> Upsampler:
+        """Super-resolution, with the network of its last step."""
+        first, last = self.config("super_res_first"), self.config("super_res_last")
+        small = self.config("decoder").get("sample_size")
+        values = settings.upsampler(first, last, self.config("super_res_scheduler"), small)
+        config = _parsed(UpsamplerConfig, values, self.folder / "super_res_first")
+        model = _empty(partial(Upsampler.from_config, config))
+        assert model.last is not None
+        first_steps = nn.ModuleDict({"time": model.time, "network": model.network})
+        for part, network in (("super_res_first", first_steps), ("super_res_last", model.last)):
+            fill(network, self._upsampler_pairs(part, config.unet), self.tensors(part), self.folder / part)
+        return model.eval().requires_grad_(False)
+
+    def _prior_pairs(self, config: PriorConfig) -> list[Pair]:
+        return prior_pairs(config.depth)
+
+    def _decoder_pairs(self, unet: DecoderUNetConfig) -> list[Pair]:
+        network = unet_pairs("network", len(unet.multiples), unet.blocks, unet.attention, unet.middle_attention)
+        return [*time_pairs("time"), *network, *text_pairs("network", unet.context_tokens, unet.context_width)]
+
+    def _upsampler_pairs(self, part: str, unet: DecoderUNetConfig) -> list[Pair]:
+        return [*time_pairs("time"), *unet_pairs("network", len(unet.multiples), unet.blocks, (), False)]
+
+    def _captions(self) -> dict[str, Tensor]:
+        """The text encoder under the names that prior and decoder have for it; shared, not copied."""
+        text = self.clip.text.state_dict()
+        return {f"caption.{name}": value for name, value in text.items() if not name.startswith("projection")}
+
+    def config(self, part: str) -> dict[str, Any]:
+        """A part's settings."""
+        name = "scheduler_config.json" if part.endswith("scheduler") else "config.json"
+        return read_json(self.folder / part / name)
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """A part's tensors, safetensors first. Raises CheckpointError."""
+        found = next((path for name in WEIGHTS if (path := self.folder / part / name).is_file()), None)
+        if found is None:
+            raise CheckpointError(f"{self.folder / part} holds no weights: expected one of {', '.join(WEIGHTS)}")
+        return read_tensors(found)
+
+
+def _empty(build: Callable[[], M]) -> M:
+    """A model that is about to be filled: it takes no memory and no random numbers."""
+    with torch.device("meta"):
+        return build()
+
+
+def _parsed(cls: type[S], values: Mapping[str, Any], part: Path) -> S:
+    try:
+        return parse(cls, values)
+    except ConfigError as error:
+        raise CheckpointError(f"the settings in {part} don't fit together: {error}") from None
+
+
+def _last(named: object) -> object:
+    return named[-1] if isinstance(named, list) and named else named
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no {path}: the pipeline is not whole") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} can't be read: expected a JSON object")
+    return content
