@@ -174,9 +174,9 @@ def unet_there(tensors: Tensors, attends: tuple[int, ...], middle: bool) -> Tens
 
 def configs(folder: Path) -> dict[str, Any]:
     """The tiny networks' settings, which files of the published size don't need."""
-    from dalle_2.pipelines.karlo import Parts
+    from dalle_2.pipelines.karlo import KarloParts
 
-    parts = Parts(folder)
+    parts = KarloParts(folder)
     networks = ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")
     schedulers = ("prior_scheduler", "decoder_scheduler", "super_res_scheduler")
     return {name: parts.config(name) for name in (*networks, *schedulers)}

@@ -64,13 +64,13 @@ def load_karlo(
     Raises CheckpointError for a folder that lacks a part or has one of an unknown class; when a part is first used for
     one that is damaged, lacks tensors, or has settings that are not known here.
     """
-    parts = Parts(folder)
+    parts = KarloParts(folder)
     parts.check()
     return pipeline_of(parts, device=device, dtype=dtype, fingerprint=sha256(folder / INDEX))
 
 
 def pipeline_of(
-    parts: "Parts", *, device: str | torch.device, dtype: str | torch.dtype, fingerprint: str = ""
+    parts: "KarloParts", *, device: str | torch.device, dtype: str | torch.dtype, fingerprint: str = ""
 ) -> DALLe2:
     """The pipeline of some parts, sampled as Karlo is."""
     return DALLe2(
@@ -86,7 +86,7 @@ def pipeline_of(
     )
 
 
-class Parts:
+class KarloParts:
     """The parts of a folder as ours. What they share, the text encoder, is read once."""
 
     def __init__(self, folder: Path) -> None:

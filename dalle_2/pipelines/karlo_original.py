@@ -14,7 +14,7 @@ from dalle_2.models.clip_loading import load_clip
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.prior import PriorConfig
-from dalle_2.pipelines.karlo import Parts, pipeline_of
+from dalle_2.pipelines.karlo import KarloParts, pipeline_of
 from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.weights import karlo_original as names
 from dalle_2.weights.checkpoint import unpickled
@@ -72,7 +72,7 @@ def load_karlo_original(
     return pipeline_of(parts, device=device, dtype=dtype)
 
 
-class OriginalParts(Parts):
+class OriginalParts(KarloParts):
     """The parts as ours, from these files."""
 
     def __init__(self, folder: Path, clip: str | Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
