@@ -191,8 +191,9 @@ def test_edits_and_other_samplers_work_on_it(ours: DALLe2) -> None:
     (made,) = ours.generate(PROMPTS[:1], 3, seeds=1, sampler="dpm++2m")
     assert made.isfinite().all()
     picture = Image.new("RGB", (20, 20), "red")
-    (one,) = variations(ours, [picture], 1, settings=EditSettings(steps=3))
+    (one,) = variations(ours, [picture], 1, settings=EditSettings(steps=3, eta=0.8))
     assert one.image.size == (karlo_rig.LARGE, karlo_rig.LARGE)
+    assert one.metadata["sampler"]["decoder"] == "ddim"  # the way back of an inversion, whatever the pipeline's own is
 
 
 def test_it_can_be_saved_as_a_pipeline_of_ours(ours: DALLe2, tmp_path: Path) -> None:

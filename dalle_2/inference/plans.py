@@ -21,6 +21,7 @@ from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.decoder import Decoder, Known
 from dalle_2.models.prior import Prior
 from dalle_2.models.stages import StageSettings, named, settled, upscaling
+from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.options import Threshold
 
 MANY_STEPS = 50
@@ -52,12 +53,13 @@ def in_steps(settings: EditSettings | None, decoder: Decoder) -> EditSettings:
 
 
 def inverting(settings: EditSettings | None, decoder: Decoder) -> EditSettings:
-    """The settings of an edit that inverts first, unless they say otherwise: many steps, and no guidance.
+    """The settings of an edit that inverts first, unless they say otherwise: many steps of DDIM, and no guidance.
 
-    Inversion is without guidance, and only a way down like the way up gives the picture back.
+    Inversion is DDIM's, without guidance, and only a way down like the way up gives the picture back.
     """
     settings = in_steps(settings, decoder)
-    return settings if settings.guidance is not None else settings.model_copy(update={"guidance": 1.0})
+    guidance = 1.0 if settings.guidance is None else settings.guidance
+    return settings.model_copy(update={"guidance": guidance, "sampler": settings.sampler or DDIMSampler.name})
 
 
 def embedded(

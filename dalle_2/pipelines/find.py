@@ -23,7 +23,7 @@ PICKLED = ["*.bin"]  # only where there is nothing else
 
 
 def find_pipeline(source: str | os.PathLike[str]) -> Path:
-    """The folder of a pipeline: a shipped name, else ./trained_models/NAME, a folder, a published name or a hub id.
+    """The folder of a pipeline: a shipped name, else ./trained_models/NAME, a published name, a folder or a hub id.
 
     A folder in the current directory that bears a known name is meant by "./NAME"; "FOLDER/NAME" in a folder that is
     here is never a hub id. Raises UsageError for a name that is none of these, CheckpointError for a folder without a
@@ -31,6 +31,8 @@ def find_pipeline(source: str | os.PathLike[str]) -> Path:
     """
     if (shipped := known_pipelines().get(str(source))) is not None:
         return shipped
+    if isinstance(source, str) and source in PUBLISHED:
+        return _from_hub(PUBLISHED[source])
     folder = Path(source).expanduser()
     if folder.is_file() and folder.name == MANIFEST:
         return folder.parent
@@ -38,8 +40,6 @@ def find_pipeline(source: str | os.PathLike[str]) -> Path:
         if not holds_pipeline(folder):
             raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST}")
         return folder
-    if isinstance(source, str) and source in PUBLISHED:
-        return _from_hub(PUBLISHED[source])
     _check_place(folder)
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return _from_hub(source)
