@@ -1,6 +1,5 @@
 """CLIP models from where they lie: our file, a folder in the Hugging Face layout, the hub, OpenCLIP."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from dalle_2.config import parse
 from dalle_2.errors import CheckpointError, HubError, MissingExtra, UsageError
+from dalle_2.json_file import read_object
 from dalle_2.models.checkpoints import load_model
 from dalle_2.models.clip import CLIP, CLIPConfig
 from dalle_2.paths import hub_cache
@@ -214,12 +214,4 @@ def _parts_of(weights: Path) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is not a CLIP folder: it has no {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} can't be read: expected a JSON object")
-    return content
+    return read_object(path, f"{path.parent} is not a CLIP folder: it has no {path.name}")

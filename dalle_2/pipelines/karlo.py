@@ -5,7 +5,6 @@ the projections of text and image embeddings are a part of their own, here they 
 the last step of super-resolution has a network of its own, here that is the upsampler's second one.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError
+from dalle_2.json_file import read_object
 from dalle_2.models.clip import CLIP, CLIPConfig
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
@@ -250,12 +250,4 @@ def _last(named: object) -> object:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no {path}: the pipeline is not whole") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} can't be read: expected a JSON object")
-    return content
+    return read_object(path, f"there is no {path}: the pipeline is not whole")

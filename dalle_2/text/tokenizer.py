@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
 from dalle_2.errors import CheckpointError, DataError, UsageError
+from dalle_2.json_file import read_object
 from dalle_2.paths import atomic_write_text
 
 PAD, BOS, EOS = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
@@ -241,15 +242,7 @@ def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no file {path}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} can't be read: expected a JSON object, got a {type(content).__name__}")
-    return content
+    return read_object(path, f"there is no file {path}")
 
 
 def _parse(content: dict[str, Any], path: Path) -> BPE:
