@@ -48,7 +48,15 @@ _TINY = Recipe(
             phrases=8192,
             thumbnail=64,
         ),
-        run=RunSettings(images=200_000, batch=32, lr=2.5e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_halflife=4000),
+        run=RunSettings(
+            images=200_000,
+            batch=32,
+            lr=2.5e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.05,
+            ema_halflife=4000,
+            dtype="fp32",  # as fast in batches this small, and it tells left from right earlier
+        ),
     ),
     prior=PriorStage(
         config=PriorConfig(
@@ -63,7 +71,7 @@ _TINY = Recipe(
     ),
     draft=DraftStage(
         config=DraftConfig(image_size=64, width=384, depth=3, channels=64, z_noise=0.1),
-        run=RunSettings(images=1_250_000, batch=64, lr=2.4e-3, ema_halflife=8_000),
+        run=RunSettings(images=1_100_000, batch=64, lr=2.4e-3, ema_halflife=8_000),
     ),
     decoder=DecoderStage(
         config=DecoderConfig(

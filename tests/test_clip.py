@@ -172,17 +172,17 @@ def test_training_learns_pairs_and_side_tasks():
         optimiser.step()
     assert parts["accuracy"] == 1
     assert parts["contrastive"] < 0.1
-    side = {"phrases_image", "phrases_text", "thumbnail"}
+    side = {"phrases_image", "phrases_text", "thumbnail", "thumbnail_text"}
     assert all(parts[name] < first[name] / 2 for name in side)
     assert set(parts) == {"loss", "contrastive", "accuracy"} | side
     assert not any(part.requires_grad for name, part in parts.items() if name != "loss")
 
 
-def test_the_phrases_of_a_caption_are_its_runs_of_one_to_three_tokens():
+def test_the_phrases_of_a_caption_are_its_runs_of_one_to_four_tokens():
     classes = 10_000_019  # so many that none of these few fall together
     rows = tokens([5, 6, 7, 8], [7, 6, 5, 8], [5, 6, 5, 6], [9], [])
     present = phrases_of(rows, (rows == 2).int().argmax(1), classes)
-    assert present.sum(1).tolist() == [4 + 3 + 2, 4 + 3 + 2, 2 + 2 + 2, 1, 0]
+    assert present.sum(1).tolist() == [4 + 3 + 2 + 1, 4 + 3 + 2 + 1, 2 + 2 + 2 + 1, 1, 0]
     # The same four words in another order share the words alone: this is what ties a colour to its shape.
     assert (present[0] * present[1]).sum() == 4
     longer = torch.cat([rows, torch.full((5, 3), 33)], dim=1)
@@ -199,9 +199,10 @@ def test_side_tasks_are_what_they_say():
     odds = model.side.phrases(model.side.scale * z_txt).sigmoid()
     nats = -(present * odds.log() + (1 - present) * (1 - odds).log()).sum(1).mean()
     torch.testing.assert_close(parts["phrases_text"], nats)
-    drawn = model.side.picture(model.side.scale * z_img)
     small = data["image"].unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
-    torch.testing.assert_close(parts["thumbnail"], ((drawn - small) ** 2).mean())
+    for name, z in (("thumbnail", z_img), ("thumbnail_text", z_txt)):
+        drawn = model.side.picture(model.side.scale * z)
+        torch.testing.assert_close(parts[name], ((drawn - small) ** 2).mean())
 
 
 def test_every_parameter_gets_a_gradient():

@@ -19,7 +19,7 @@ def rows(captions: list[list[int]], length: int = 10, pad: int = 0) -> tuple[Ten
 
 
 def by_hand(words: list[int]) -> set[int]:
-    """The hash classes of every one, two and three consecutive words."""
+    """The hash classes of every one to PHRASE_LENGTH consecutive words."""
     classes = set()
     for start in range(len(words)):
         key = 0
@@ -66,12 +66,13 @@ def test_the_thumbnail_is_the_picture_from_afar() -> None:
     image[..., ::2] += 0.25  # what the mean of a square does not see
     image[..., 1::2] -= 0.25
     tokens, words = rows([[5], [6], [7]])
-    z = torch.randn(3, DIM)
-    losses = side.losses(z, z, image, tokens, words)
-    assert losses.keys() == {"thumbnail"}
+    embeddings = {"thumbnail": torch.randn(3, DIM), "thumbnail_text": torch.randn(3, DIM)}
+    losses = side.losses(*embeddings.values(), image, tokens, words)
+    assert losses.keys() == embeddings.keys()
     assert side.picture is not None
-    guess = side.picture(side.scale * z).detach()
-    assert float(losses["thumbnail"].detach()) == pytest.approx(float((guess - wanted).square().mean()), rel=1e-5)
+    for name, z in embeddings.items():
+        guess = side.picture(side.scale * z).detach()
+        assert float(losses[name].detach()) == pytest.approx(float((guess - wanted).square().mean()), rel=1e-5)
 
 
 def test_a_thumbnail_needs_a_side_that_eight_divides() -> None:

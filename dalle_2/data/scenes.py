@@ -355,7 +355,7 @@ _Change = Callable[[Scene, random.Random], Scene]
 _CHANGE_TABLE: tuple[tuple[_Change, float], ...] = (
     (_swap_colours, 3),
     (_swap_shapes, 3),
-    (_swap_places, 2),
+    (_swap_places, 4),
     (_change_shape, 2),
     (_change_colour, 2),
     (_change_size, 1.5),

@@ -24,7 +24,7 @@ from dalle_2.models.layers.stem import conv_stem, patch_stem
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer, TowerConfig, transformer_of
 
 # Brings all losses to the same order: a caption's phrases cost a hundred nats, a thumbnail a tenth.
-SIDE_WEIGHTS = {"phrases_image": 0.025, "phrases_text": 0.025, "thumbnail": 20.0}
+SIDE_WEIGHTS = {"phrases_image": 0.025, "phrases_text": 0.025, "thumbnail": 20.0, "thumbnail_text": 10.0}
 MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5: larger temperatures make training unstable
 
 

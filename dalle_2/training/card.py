@@ -60,7 +60,7 @@ def _aids(recipe: Recipe) -> list[str]:
     if recipe.data.clip_options.get("siblings", 1) > 1 and not recipe.clip.encoder:
         aids.append("CLIP saw every scene beside hard negatives that differ in one attribute or swap two.")
     if (clip.phrases or clip.thumbnail) and not recipe.clip.encoder:
-        aids.append("Its embeddings also had to tell the caption's phrases and a small copy of the picture.")
+        aids.append("Both its embeddings also had to tell the caption's phrases and a small copy of the picture.")
     if clip.centred and not recipe.clip.encoder:
         aids.append("Its embeddings are centred before they get unit length.")
     if recipe.draft is not None:

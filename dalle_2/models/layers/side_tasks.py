@@ -10,16 +10,17 @@ from torch.nn import functional as F
 
 from dalle_2.errors import UsageError
 
-PHRASE_LENGTH = 3  # "red circle", "circle above a": long enough to tie an attribute to its object
-HASH_FACTORS = (1_000_003, 40_503, 2_654_435_761)
+PHRASE_LENGTH = 4  # "red circle", "circle to the left": long enough to tie an attribute or a place to its object
+HASH_FACTORS = (1_000_003, 40_503, 2_654_435_761, 97_777)
 
 
 class SideTasks(nn.Module):
     """Two questions to an embedding: which phrases the caption holds, and what the picture looks like from afar.
 
     The contrastive loss alone is content with whatever tells the pictures of a batch apart, and learns last which
-    colour belongs to which shape. `phrases`: hash classes of one to three consecutive tokens, asked of the image's
-    and of the text's embedding. `thumbnail`: the side of a small copy of the picture, asked of the image's embedding.
+    colour belongs to which shape. `phrases`: hash classes of one to four consecutive tokens, asked of the image's
+    and of the text's embedding. `thumbnail`: the side of a small copy of the picture, asked of both: a caption too
+    says what stands where, and "to the left of" is slow to learn from which caption fits which picture alone.
     """
 
     def __init__(self, embed_dim: int, *, phrases: int, thumbnail: int) -> None:
@@ -39,9 +40,10 @@ class SideTasks(nn.Module):
         tokens: Int[Tensor, "b l"],
         words: Int[Tensor, "b"],
     ) -> dict[str, Tensor]:
-        """"phrases_image", "phrases_text" (nats a caption) and "thumbnail" (mean squared error), as far as asked for.
+        """"phrases_image" and "phrases_text" in nats a caption, "thumbnail" and "thumbnail_text" as squared errors.
 
-        words: position of each row's end token; the tokens between the first and that one are the caption.
+        A task of size 0 has none. words: position of each row's end token; the tokens between the first and that one
+        are the caption.
         """
         z_img, z_txt = self.scale * z_img, self.scale * z_txt
         parts: dict[str, Tensor] = {}
@@ -51,7 +53,9 @@ class SideTasks(nn.Module):
             parts["phrases_text"] = _missed(self.phrases(z_txt), present)
         if self.picture is not None:
             small = F.adaptive_avg_pool2d(image.float(), self.thumbnail)
-            parts["thumbnail"] = F.mse_loss(self.picture(z_img).float(), small)
+            drawn_image, drawn_text = self.picture(torch.cat([z_img, z_txt])).float().chunk(2)
+            parts["thumbnail"] = F.mse_loss(drawn_image, small)
+            parts["thumbnail_text"] = F.mse_loss(drawn_text, small)
         return parts
 
 
@@ -85,7 +89,7 @@ class Picture(nn.Module):
 
 
 def phrases_of(tokens: Int[Tensor, "b l"], words: Int[Tensor, "b"], classes: int) -> Float[Tensor, "b {classes}"]:
-    """1 for every hash class of one to three consecutive tokens in a caption, 0 for the others."""
+    """1 for every hash class of one to four consecutive tokens in a caption, 0 for the others."""
     present = torch.zeros(len(tokens), classes + 1, device=tokens.device)
     position = torch.arange(tokens.shape[1], device=tokens.device)
     key = torch.zeros_like(tokens)
