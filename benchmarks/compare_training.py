@@ -41,6 +41,7 @@ def run_side(stage: str, side: str, dtype: str, arguments: argparse.Namespace) -
         dtype,
     ]
     command += ["--threads", str(arguments.threads), "--seconds", str(arguments.seconds)]
+    command += ["--batch", str(arguments.batch)] if arguments.batch else []
     command += ["--quick"] if arguments.quick else []
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "default"], help="float32, bfloat16, default")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20.0, help="least time a process measures for")
+    parser.add_argument("--batch", type=int, help="of both sides; by default 16 for decoders, 64 for priors")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one pair of one small step: a smoke test, not a figure")
     arguments = parser.parse_args()
