@@ -55,6 +55,11 @@ def is_disk_full(error: BaseException) -> bool:
     return "no space left on device" in str(error).lower()
 
 
+def holds_something(path: Path) -> bool:
+    """Whether something would be lost or mixed up if a new folder were written there: a file, or a folder not empty."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def shipped_pipelines() -> Path:
     """The folder of the trained pipelines that come with the package."""
     return Path(__file__).parent / "training" / "trained_models"
@@ -66,6 +71,11 @@ def hub_cache() -> Path:
     hub = Path(os.environ.get("HF_HOME") or home) / "hub"
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return Path(named or hub).expanduser()
+
+
+def accepted_licences() -> Path:
+    """The file that says which licences of published weights this user has accepted."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "dalle_2" / "accepted-licences.json"
 
 
 def _sync(path: Path) -> None:

@@ -10,7 +10,6 @@ from dalle_2.config import override, parse, read_toml
 from dalle_2.errors import UsageError
 from dalle_2.models.autoregressive_prior import AutoregressivePriorConfig
 from dalle_2.models.clip import CLIPConfig, VisionConfig
-from dalle_2.models.clip_encoding import DEFAULT_CLIP
 from dalle_2.models.clip_loading import is_cached
 from dalle_2.models.decoder import DecoderConfig
 from dalle_2.models.decoder_unet import DecoderUNetConfig
@@ -18,6 +17,7 @@ from dalle_2.models.draft import DraftConfig
 from dalle_2.models.layers.text_transformer import TextConfig
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.upsampler import UpsamplerConfig
+from dalle_2.published import DEFAULT_CLIP
 from dalle_2.training.paper import PAPER, PAPER_RECIPE
 from dalle_2.training.recipe import (
     AutoregressivePriorStage,

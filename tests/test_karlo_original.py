@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import dalle_2
 from dalle_2 import DALLe2
+from dalle_2.cli.main import main
 from dalle_2.errors import CheckpointError
 from dalle_2.pipelines.karlo_original import load_karlo_original
 
@@ -203,6 +205,18 @@ def test_both_forms_hold_the_same_weights(folder: Path, loaded: DALLe2) -> None:
 def test_both_forms_draw_the_same_picture(folder: Path, loaded: DALLe2) -> None:
     expected = dalle_2.load(folder, device="cpu").generate(["a red fox"], 3, seeds=1)
     assert torch.allclose(loaded.generate(["a red fox"], 3, seeds=1), expected, atol=1e-4)
+
+
+def test_they_become_a_folder_of_ours(
+    folder: Path, original: Path, loaded: DALLe2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = partial(load_karlo_original, configs=configs(folder))
+    monkeypatch.setattr("dalle_2.pipelines.convert.load_karlo_original", tiny)
+    call = ["models", "convert", str(original), str(tmp_path / "ours"), "--clip", str(original / "clip")]
+    assert main(call) == 0
+    made = dalle_2.load(tmp_path / "ours", device="cpu")
+    wanted = loaded.generate(["a red fox"], seeds=[3], steps=2)
+    assert torch.equal(made.generate(["a red fox"], seeds=[3], steps=2), wanted)
 
 
 def test_what_is_missing_or_something_else_is_named(original: Path, folder: Path, tmp_path: Path) -> None:

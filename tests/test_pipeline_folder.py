@@ -206,7 +206,7 @@ def test_a_name_with_a_slash_is_a_hub_id_where_no_folder_is(workdir: Path, monke
 
 
 def test_a_hub_id_without_network_names_all_that_was_tried(workdir: Path) -> None:
-    with pytest.raises(HubError, match=r"someone/some-pipeline is no folder here, isn't in the hub cache .*") as caught:
+    with pytest.raises(HubError, match=r"someone/some-pipeline isn't in the hub cache .*") as caught:
         dalle_2.load("someone/some-pipeline")
     assert "give a folder" in str(caught.value)
 

@@ -6,8 +6,8 @@ import pytest
 
 from dalle_2.config import override, parse
 from dalle_2.errors import ConfigError, UsageError
-from dalle_2.models.clip_encoding import DEFAULT_CLIP
 from dalle_2.presets import PRESETS, flattened, preset, resolve
+from dalle_2.published import DEFAULT_CLIP
 from dalle_2.training.card import training_card
 from dalle_2.training.expectation import expectation
 from dalle_2.training.recipe import Recipe

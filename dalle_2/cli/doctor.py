@@ -24,8 +24,7 @@ import typer
 
 from dalle_2 import machine
 from dalle_2.paths import hub_cache, shipped_pipelines
-
-DEFAULT_CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+from dalle_2.published import DEFAULT_CLIP
 
 OPTIONAL = (
     "torchvision",

@@ -6,14 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
+from dalle_2.cli import options
 from dalle_2.errors import UsageError
+from dalle_2.pipelines.find import DEFAULT
 from dalle_2.sampling.sampler_names import NAMES, sampler_name
 
 SPLITS = {"a": "new scenes of seen pairs", "b": "pairings never seen together", "c": "colour-shape pairs never seen"}
 
 
 def evaluate(
-    pipeline: Annotated[str, typer.Option(help="A shipped name, a pipeline folder or a hub id.")] = "shapes-tiny",
+    pipeline: options.Pipeline = DEFAULT,
     n: Annotated[int, typer.Option(help="Scenes a split; the published figures use 500.")] = 500,
     splits: Annotated[str, typer.Option(help="Which of a, b, c and 'one object', with commas; by default all.")] = "",
     embeddings: Annotated[
@@ -89,12 +91,13 @@ def chosen(splits: str, questions: Any) -> list[Any]:
 
 def card_of(pipeline: str) -> Path:
     """The README.md of a pipeline in a folder. Raises UsageError for a hub id, of which only a cached copy is here."""
-    from dalle_2.pipelines.find import HUB_ID, find_pipeline
+    from dalle_2.pipelines.find import locate
     from dalle_2.pipelines.manifest import CARD
 
-    if HUB_ID.fullmatch(pipeline) and not Path(pipeline).exists():
+    folder = locate(pipeline)
+    if isinstance(folder, str):
         raise UsageError(f"--card writes into a pipeline's folder, and {pipeline!r} is none here: give a local folder")
-    return find_pipeline(pipeline) / CARD
+    return folder / CARD
 
 
 def write_card(path: Path, results: Any, settings: Any) -> None:

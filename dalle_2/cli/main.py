@@ -33,6 +33,7 @@ COMMANDS = {
     "probe": "Write a word on a picture and ask CLIP what it shows.",
     "upscale": "Enlarge a picture with a pipeline's upsampler.",
     "show": "Read back how a picture was made.",
+    "models": "List, fetch and convert the weights that can be used.",
     "doctor": "Examine this machine and its packages, and name known traps.",
 }
 

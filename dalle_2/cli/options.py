@@ -5,10 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from dalle_2.cli.consent import ask_first
 from dalle_2.inference.saving import Format
 from dalle_2.sampling.sampler_names import NAMES
 
-Pipeline = Annotated[str, typer.Option(help="A shipped name, a folder, or a hub id.")]
+Pipeline = Annotated[
+    str, typer.Option(help="A name from dalle2 models, a folder, or a hub id.", callback=ask_first)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 Out = Annotated[Path, typer.Option(help="Folder for the pictures.")]

@@ -15,12 +15,10 @@ from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_loading import Loaded, TextToTokens, load_clip
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.modes import evaluating
+from dalle_2.published import DEFAULT_CLIP
 from dalle_2.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
-
-# OpenCLIP ViT-B/32 trained on LAION-2B, 512 numbers an embedding.
-DEFAULT_CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 
 
 class CLIPEncoder:

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dalle_2 import hub
 from dalle_2.config import parse
 from dalle_2.errors import CheckpointError, HubError, MissingExtra, UsageError
 from dalle_2.json_file import read_object
 from dalle_2.models.checkpoints import load_model
 from dalle_2.models.clip import CLIP, CLIPConfig
-from dalle_2.paths import hub_cache
 from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.weights.checkpoint import load_tensors, read_tensors
 from dalle_2.weights.hf_clip import convert_config, convert_tensors
@@ -29,7 +29,7 @@ WEIGHT_FILES = (
 )
 OPENCLIP = "openclip:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "vocab.json", "merges.txt")
+TOKENIZER_FILES = ((TOKENIZER_FILE,), ("vocab.json", "merges.txt"))  # in one form or the other
 
 
 @runtime_checkable
@@ -125,14 +125,11 @@ def load_clip_hub(repo: str) -> Loaded:
 def hub_folder(repo: str) -> Path:
     """The local folder of a hub model: from the cache without network, else downloaded. Raises HubError."""
     try:
-        return _cached(repo) or _downloaded(repo)
-    except Exception as error:
-        # No network, no such repository, refused, disk full: the hub has a class of its own for each.
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return _cached(repo) or hub.fetch(repo)
+    except HubError as error:
         raise HubError(
-            f"the CLIP {repo!r} is not in the local hub cache {hub_cache()} and could not be fetched from "
-            f"the hub ({reason.rstrip('.')}): either run `hf download {repo}` where there is a network and "
-            "copy the cache here, or pass a folder with a CLIP, or a CLIP of your own, to CLIPEncoder"
+            f"{error}; dalle2 models download {repo} fetches this CLIP where there is a network, and CLIPEncoder takes "
+            "a folder with a CLIP, or a CLIP of your own, as well"
         ) from error
 
 
@@ -143,31 +140,13 @@ def is_cached(repo: str) -> bool:
 
 def _cached(repo: str) -> Path | None:
     """The cached snapshot, if it is whole: settings, a tokenizer and weights."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(repo, "config.json", cache_dir=hub_cache())
-    if not isinstance(config, str):
+    folder = hub.cached(repo)
+    if folder is None:
         return None
-    folder = Path(config).parent
-    there = {name for name in (*WEIGHT_FILES, *TOKENIZER_FILES) if (folder / name).exists()}
-    weights = next((folder / name for name in WEIGHT_FILES if name in there), None)
-    if weights is None or not (TOKENIZER_FILE in there or {"vocab.json", "merges.txt"} <= there):
+    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    if weights is None or not any(all((folder / name).exists() for name in names) for names in TOKENIZER_FILES):
         return None
     return folder if all((folder / part).exists() for part in _parts_of(weights)) else None
-
-
-def _downloaded(repo: str) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
-
-    there = set(HfApi().list_repo_files(repo))
-    weights = next((name for name in WEIGHT_FILES if name in there), WEIGHT_FILES[0])
-    wanted = [name for name in ("config.json", "preprocessor_config.json", *TOKENIZER_FILES) if name in there]
-    for name in wanted:
-        hf_hub_download(repo, name, cache_dir=hub_cache())
-    path = Path(hf_hub_download(repo, weights, cache_dir=hub_cache()))
-    for part in _parts_of(path):
-        hf_hub_download(repo, part, cache_dir=hub_cache())
-    return path.parent
 
 
 def load_openclip(name: str) -> Loaded:

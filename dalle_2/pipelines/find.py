@@ -6,20 +6,17 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
+from dalle_2 import hub
 from dalle_2.errors import CheckpointError, HubError, UsageError
-from dalle_2.paths import TRAINED_MODELS, hub_cache, shipped_pipelines
+from dalle_2.paths import TRAINED_MODELS, shipped_pipelines
 from dalle_2.pipelines.manifest import MANIFEST
+from dalle_2.published import PUBLISHED
 
 DEFAULT = "shapes-tiny"
 FOREIGN = "model_index.json"  # what a folder in the layout of diffusers has in place of our manifest
 ORIGINAL = "decoder-ckpt*.ckpt"  # and one of Karlo's own files
-PUBLISHED = {
-    "karlo": "kakaobrain/karlo-v1-alpha",
-    "karlo-variations": "kakaobrain/karlo-v1-alpha-image-variations",
-}
+ON_THE_HUB = {row.name: row.repo for row in PUBLISHED if row.pipeline and row.repo}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = ["*.json", "*.txt", "*.safetensors", "README.md"]
-PICKLED = ["*.bin"]  # only where there is nothing else
 
 
 def find_pipeline(source: str | os.PathLike[str]) -> Path:
@@ -27,12 +24,18 @@ def find_pipeline(source: str | os.PathLike[str]) -> Path:
 
     A folder in the current directory that bears a known name is meant by "./NAME"; "FOLDER/NAME" in a folder that is
     here is never a hub id. Raises UsageError for a name that is none of these, CheckpointError for a folder without a
-    pipeline, HubError for a hub id that is neither cached nor reachable.
+    pipeline, HubError for a hub id that is neither cached nor can be fetched.
     """
+    place = locate(source)
+    return place if isinstance(place, Path) else _from_hub(place)
+
+
+def locate(source: str | os.PathLike[str]) -> Path | str:
+    """A pipeline's folder, or its hub id, of which nobody knows yet whether it is cached. Raises as `find_pipeline`."""
     if (shipped := known_pipelines().get(str(source))) is not None:
         return shipped
-    if isinstance(source, str) and source in PUBLISHED:
-        return _from_hub(PUBLISHED[source])
+    if isinstance(source, str) and source in ON_THE_HUB:
+        return ON_THE_HUB[source]
     folder = Path(source).expanduser()
     if folder.is_file() and folder.name == MANIFEST:
         return folder.parent
@@ -42,7 +45,7 @@ def find_pipeline(source: str | os.PathLike[str]) -> Path:
         return folder
     _check_place(folder)
     if isinstance(source, str) and HUB_ID.fullmatch(source):
-        return _from_hub(source)
+        return source
     raise UsageError(f"there is no pipeline {str(source)!r}: {_hint(str(source))}, or give a folder or a hub id")
 
 
@@ -76,7 +79,7 @@ def _hint_in(home: Path, name: str) -> str:
 
 
 def _hint(name: str) -> str:
-    known = [*known_pipelines(), *PUBLISHED]
+    known = [*known_pipelines(), *ON_THE_HUB]
     close = get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]}?"
@@ -84,23 +87,7 @@ def _hint(name: str) -> str:
 
 
 def _from_hub(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
-        if not any(folder.rglob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=HUB_FILES + PICKLED))
-    except Exception as error:
-        # The hub's client and its transport raise errors of a dozen unrelated kinds.
-        raise HubError(
-            f"{name} is no folder here, isn't in the hub cache {hub_cache()}, and could not be fetched from the hub "
-            f"({_first_line(error)}): check the name and the network, or give a folder"
-        ) from None
+    folder = hub.cached(name) or hub.fetch(name)
     if not holds_pipeline(folder):
         raise HubError(f"{name} on the hub is no pipeline that is known here: it has no {MANIFEST} and no {FOREIGN}")
     return folder
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

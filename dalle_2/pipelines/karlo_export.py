@@ -18,7 +18,7 @@ from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.decoder import Decoder
 from dalle_2.models.prior import Prior
 from dalle_2.models.upsampler import Upsampler
-from dalle_2.paths import atomic_write_text
+from dalle_2.paths import atomic_write_text, holds_something
 from dalle_2.pipelines import karlo_settings as settings
 from dalle_2.pipelines.find import FOREIGN
 from dalle_2.pipelines.karlo import CLASSES
@@ -50,7 +50,7 @@ def export_karlo(pipeline: DALLe2, folder: str | Path, *, dtype: torch.dtype | N
     something can't be written.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if holds_something(folder):
         raise UsageError(f"{folder} is there already and not empty: choose another folder to export to")
     shaped = _shaped(pipeline)
     try:

@@ -15,12 +15,12 @@ from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.prior import PriorConfig
 from dalle_2.pipelines.karlo import KarloParts, pipeline_of
+from dalle_2.published import KARLO_CLIP
 from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.weights import karlo_original as names
 from dalle_2.weights.checkpoint import unpickled
 from dalle_2.weights.layout import Pair
 
-CLIP_HUB = "openai/clip-vit-large-patch14"
 FILES = {
     "prior": "prior-ckpt*.ckpt",
     "decoder": "decoder-ckpt*.ckpt",
@@ -55,7 +55,7 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 
 def load_karlo_original(
     folder: str | Path,
-    clip: str | Path = CLIP_HUB,
+    clip: str | Path = KARLO_CLIP,
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
