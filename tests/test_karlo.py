@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import dalle_2
-from dalle_2 import DALLe2
+from dalle_2 import DALLe2, Prior
 from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.inference.plans import EditSettings
 from dalle_2.inference.variations import variations
@@ -99,6 +99,32 @@ def test_prior_and_decoder_share_the_text_encoder(ours: DALLe2) -> None:
     assert ours.prior is not None
     places = {part.caption.embedding.weight.data_ptr() for part in (ours.prior, ours.decoder)}  # type: ignore[union-attr]
     assert places == {ours.clip_encoder.model.text.embedding.weight.data_ptr()}  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def test_what_hangs_on_the_condition_alone_is_computed_once_a_picture(
+    ours: DALLe2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = ours.clip_encoder.tokenizer(PROMPTS)  # type: ignore[attr-defined]
+    z, t = torch.randn(2, karlo_rig.DIM), torch.tensor([5, 999])
+    prior, decoder = ours.prior, ours.decoder
+    assert isinstance(prior, Prior)
+    words = prior.caption.read(tokens)._asdict()  # type: ignore[union-attr]
+    for part, name, x in (
+        (prior, "read", torch.randn(2, karlo_rig.DIM)), (decoder, "tell", torch.randn(2, 3, 16, 16)),
+    ):  # fmt: skip
+        network, make = part.network, getattr(part.network, name)
+        first = (z, x) if part is prior else (x, z)
+        kept = make(z, **words)
+        fresh = network(*first, part.time(t), **words)
+        for _ in range(2):  # the first use leaves it as it was
+            shared = network(*first, part.time(t), **{"told" if part is decoder else "read": kept})
+            assert error(shared, fresh) < 1e-6
+        calls: list[int] = []
+        monkeypatch.setattr(network, name, lambda *given, make=make, calls=calls: calls.append(1) or make(*given))
+        ours.generate(PROMPTS, 4, seeds=SEEDS)
+        assert len(calls) == 1
+        monkeypatch.undo()
 
 
 # The whole

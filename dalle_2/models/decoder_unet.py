@@ -1,6 +1,6 @@
 """The ADM/GLIDE U-Net: one network for the decoder and, with other settings, for the upsamplers."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -13,7 +13,7 @@ from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 from dalle_2.models.layers.init import zeroed
 from dalle_2.models.layers.residual import Downsample, Resample, ResidualBlock, Upsample, group_norm
-from dalle_2.models.layers.spatial_attention import SpatialAttention, heads_of
+from dalle_2.models.layers.spatial_attention import KeysValues, SpatialAttention, heads_of
 
 
 class DecoderUNetConfig(Settings):
@@ -140,7 +140,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b c h w"],
         embedding: Float[Tensor, "b e"],
-        context: Float[Tensor, "b m k"] | None,
+        context: KeysValues | None,
         valid: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b c2 h2 w2"]:
         x = self.residual(x, embedding)
@@ -150,6 +150,18 @@ class Block(nn.Module):
             return self.attention(x, context)
         positions = valid.new_ones(len(x), x.shape[2] * x.shape[3])
         return self.attention(x, context, torch.cat([valid, positions], dim=1)[:, None, None])
+
+
+class Told(NamedTuple):
+    """What a U-Net makes of its condition, whatever the step.
+
+    embedding: what is added to the time embedding. context: for each `Block`, in the order they are gone through, the
+    keys and values of the tokens that it looks at. valid: False at tokens that are padding, None where none is.
+    """
+
+    embedding: Float[Tensor, "b e"] | float
+    context: list[KeysValues | None]
+    valid: Bool[Tensor, "b m"] | None
 
 
 class DecoderUNet(nn.Module):
@@ -214,16 +226,17 @@ class DecoderUNet(nn.Module):
         known: Float[Tensor, "b k2 h w"] | None = None,
         states: Float[Tensor, "b l {self.config.text_dim}"] | None = None,
         valid: Bool[Tensor, "b l"] | None = None,
+        told: Told | None = None,
     ) -> Float[Tensor, "b {self.config.out_channels} h w"]:
         """z_img: None for a network that takes none. `low_res` and `known` have the height and width of `x_t`; each is
         wanted exactly when the settings name channels for it. states, valid: encoded captions, and False at their
-        padding; both or neither, and only with `text_dim`.
+        padding; both or neither, and only with `text_dim`. told: what `tell` said of z_img, states and valid.
 
         Raises UsageError for sides that aren't divisible by `config.factor`, and for other pictures than that.
         """
         self._check(x_t, {"low_res": low_res, "known": known})
-        embedding = F.silu(t_emb + self._embedded(z_img) + self._summary(states, valid))
-        context, seen = self._context(z_img, states, valid)
+        added, contexts, seen = told or self.tell(z_img, states, valid)
+        embedding, context = F.silu(t_emb + added), iter(contexts)
 
         pictures = [x_t] if low_res is None else [x_t, low_res]
         stacked = pictures if known is None else [*pictures, known]
@@ -233,14 +246,14 @@ class DecoderUNet(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         skips = [x := self.conv_in(x)]
         for layer in self.down:
-            x = layer(x, embedding, context, seen) if isinstance(layer, Block) else layer(x)
+            x = layer(x, embedding, next(context), seen) if isinstance(layer, Block) else layer(x)
             skips.append(x)
         for layer in self.middle:
-            x = layer(x, embedding, context, seen)
+            x = layer(x, embedding, next(context), seen)
         for layer in self.up:
             if isinstance(layer, Block):
                 x = x if layer.residual.resample else torch.cat([x, skips.pop()], dim=1)
-                x = layer(x, embedding, context, seen)
+                x = layer(x, embedding, next(context), seen)
             else:
                 x = layer(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
@@ -250,6 +263,19 @@ class DecoderUNet(nn.Module):
             carried = (factors * torch.stack(pictures, dim=1)).sum(1)
             x = torch.cat([x[:, :3] + carried, x[:, 3:]], dim=1)
         return x
+
+    def tell(
+        self,
+        z_img: Float[Tensor, "b {self.config.z_dim}"] | None,
+        states: Float[Tensor, "b l {self.config.text_dim}"] | None = None,
+        valid: Bool[Tensor, "b l"] | None = None,
+    ) -> Told:
+        """What `forward` makes of its condition: the same at every step, so that many steps can share it."""
+        tokens, seen = self._context(z_img, states, valid)
+        layers = [*self.down, *self.middle, *self.up]
+        attentions = [block.attention for block in layers if isinstance(block, Block)]
+        context = [attention.read(tokens) if attention else None for attention in attentions]
+        return Told(self._embedded(z_img) + self._summary(states, valid), context, seen)
 
     def _check(self, x_t: Tensor, pictures: dict[str, Tensor | None]) -> None:
         height, width = x_t.shape[-2:]
