@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 from dalle_2.models.layers.init import zeroed
-from dalle_2.models.layers.residual import Downsample, Resample, ResidualBlock, Upsample, group_norm
+from dalle_2.models.layers.residual import Downsample, Resample, ResidualBlock, Upsample, group_norm, silu
 from dalle_2.models.layers.spatial_attention import KeysValues, SpatialAttention, heads_of
 
 
@@ -109,6 +109,10 @@ class DecoderUNetConfig(Settings):
     def factor(self) -> int:
         """What height and width of a picture must be divisible by."""
         return int(self.patch * 2 ** (len(self.multiples) - 1))
+
+    def rows_at_once(self, height: int, width: int, numbers: int) -> int:
+        """How many pictures of that size one call may see with no more than so many numbers in its first map."""
+        return max(1, numbers // (self.channels * height * width // self.patch**2))
 
     @property
     def context_width(self) -> int:
@@ -256,7 +260,7 @@ class DecoderUNet(nn.Module):
                 x = layer(x, embedding, next(context), seen)
             else:
                 x = layer(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(silu(self.norm_out(x)))
         x = F.pixel_shuffle(x, self.config.patch)
         if self.carry is not None:
             factors = self.carry(F.silu(t_emb)).unflatten(1, (-1, 1, 1, 1))
