@@ -10,8 +10,8 @@ speed     alternating steps of each part, both sides in memory; the first pair i
           the condition and further ones that don't; a picture takes 25 steps of the prior, 25 of the decoder and 7 of
           super-resolution, the last by a network of its own. GFLOP/s of the further steps by PyTorch's counter, and
           their share of the reference kernel (reference_kernel.py) in our dtype, measured in the same minute
-memory    the most anonymous and shared memory of a process that draws a picture in two steps a stage, mapped files
-          apart
+memory    the most anonymous and shared memory of a process that draws a picture in two steps a stage, and with mapped
+          files: diffusers keeps its float32 weights mapped, so that only the second counts them on both sides
 first     from the command to the end of the prior's first step, files in the page cache and not
 compile   the decoder and super-resolution through torch.compile: the first step, and the ratio of the later ones
 whole     one whole picture each
@@ -207,13 +207,14 @@ def memory(folder: Path, threads: int) -> list[dict[str, Any]]:
         command = [sys.executable, __file__, "--child", side, "--folder", str(folder), "--threads", str(threads)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         rows.append({"side": side, **json.loads(done.stdout.splitlines()[-1])})
-        rows[-1]["ratio"] = rows[-1]["peak, GiB"] / rows[0]["peak, GiB"]
+        own = {name: value for name, value in rows[-1].items() if name != "side"}
+        rows[-1] |= {name.replace("GiB", "ratio"): value / rows[0][name] for name, value in own.items()}
     return rows
 
 
 def drawn(side: str, folder: Path) -> dict[str, float]:
     """Draws a picture in two steps a stage and watches this process's memory."""
-    peaks = {"RssAnon": 0.0, "RssShmem": 0.0, "RssFile": 0.0, "together": 0.0}
+    peaks = {"RssAnon": 0.0, "RssShmem": 0.0, "RssFile": 0.0, "anonymous": 0.0, "resident": 0.0}
     ended = threading.Event()
 
     def watch() -> None:
@@ -221,7 +222,8 @@ def drawn(side: str, folder: Path) -> dict[str, float]:
             lines = Path("/proc/self/status").read_text().splitlines()
             fields = (line.partition(":") for line in lines)
             now = {name: float(rest.split()[0]) / 2**20 for name, _, rest in fields if name in peaks}
-            now["together"] = now["RssAnon"] + now["RssShmem"]
+            now["anonymous"] = now["RssAnon"] + now["RssShmem"]
+            now["resident"] = now["anonymous"] + now["RssFile"]
             peaks.update({name: max(peaks[name], value) for name, value in now.items()})
 
     watcher = threading.Thread(target=watch)
@@ -229,7 +231,7 @@ def drawn(side: str, folder: Path) -> dict[str, float]:
     picture(side, folder, 2)
     ended.set()
     watcher.join()
-    return {"peak, GiB": peaks["together"], "mapped files, GiB": peaks["RssFile"]}
+    return {"anonymous, GiB": peaks["anonymous"], "resident, GiB": peaks["resident"]}
 
 
 def picture(side: str, folder: Path, steps: int | None = None) -> None:

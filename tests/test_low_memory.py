@@ -155,6 +155,15 @@ def test_what_is_delicate_stays_in_float32(folder: Path) -> None:
     assert steps == {torch.float32}
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_a_file_is_mapped_only_while_its_weights_are_used(folder: Path) -> None:
+    wide, narrow = load(folder), load(folder, "bf16")
+    path = str(folder / "prior" / "diffusion_pytorch_model.safetensors")
+    for pipeline, mapped in ((narrow, False), (wide, True)):
+        assert pipeline.prior is not None
+        assert (path in Path("/proc/self/maps").read_text()) == mapped
+
+
 @torch.no_grad()
 def test_a_network_in_bfloat16_says_nearly_the_same(folder: Path) -> None:
     z, x, t = torch.randn(2, karlo_rig.DIM), torch.randn(2, 3, karlo_rig.SIZE, karlo_rig.SIZE), torch.tensor([9, 500])

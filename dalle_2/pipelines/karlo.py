@@ -205,7 +205,8 @@ class KarloParts:
     def prior_weights(self, model: Prior) -> dict[str, Tensor]:
         """Its weights."""
         further = {"null_text": self.null_text, **self._captions()}
-        return self._converted(model, self._prior_pairs(model.config), self.tensors("prior"), further)
+        pairs, mapped = self._prior_pairs(model.config), self.dtype == torch.float32
+        return self._converted(model, pairs, self.tensors("prior"), further, mapped=mapped)
 
     def decoder(self) -> Decoder:
         """The decoder, with what the folder has beside it."""
@@ -250,9 +251,9 @@ class KarloParts:
 
     def _converted(
         self, model: nn.Module, pairs: list[Pair], tensors: Mapping[str, Tensor],
-        further: Mapping[str, Tensor] | None = None, *, dtype: torch.dtype | None = None,
+        further: Mapping[str, Tensor] | None = None, *, dtype: torch.dtype | None = None, mapped: bool = False,
     ) -> dict[str, Tensor]:  # fmt: skip
-        return converted(model, pairs, tensors, dtypes(model, dtype or self.dtype), further)
+        return converted(model, pairs, tensors, dtypes(model, dtype or self.dtype), further, mapped=mapped)
 
     def _prior_pairs(self, config: PriorConfig) -> list[Pair]:
         return prior_pairs(config.depth)

@@ -35,18 +35,25 @@ def converted(
     tensors: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype],
     further: Mapping[str, Tensor] | None = None,
+    *,
+    mapped: bool,
 ) -> dict[str, Tensor]:
     """Checked foreign tensors as weights of the module, each in its dtype and in the memory format of the module's own.
 
-    One after the other, and those that are so already are not copied: a mapped file stays one. further: tensors under
-    our names that are not in the file.
+    further: tensors under our names that are not in the file. mapped: those of the file that change in nothing stay
+    mapped; else they are copied, so that the file with all that is of no more use can go.
     """
     own = module.state_dict()
     made = {name: like(value.to(dtypes[name]), own[name]) for name, value in (further or {}).items()}
     for pair in pairs:
         if (name := pair.ours) in own:
-            made[name] = like(pair.joined([tensors[part].to(dtypes[name]) for part in pair.theirs]), own[name])
+            value = like(pair.joined([tensors[part].to(dtypes[name]) for part in pair.theirs]), own[name])
+            made[name] = value if mapped or not _shares(value, tensors[pair.theirs[0]]) else value.clone()
     return made
+
+
+def _shares(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _misshaped(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> list[str]:
