@@ -34,18 +34,20 @@ def default_dtype(
     *,
     capability: tuple[int, int] | None = None,
     trains: Trained | None = None,
+    large: bool = False,
     flags: Collection[str] | None = None,
 ) -> DtypeName:
     """What a dtype of "auto" stands for: the smaller dtype that the hardware multiplies fast, else float32.
 
     device: "cpu", "cuda", "cuda:1", "mps"; capability: that of the CUDA device; flags: the processor's instructions,
-    by default this one's. trains: what is trained, None for sampling. Without a graphics card sampling, in small
-    batches, gains nothing from bfloat16; training does, of networks of convolutions only where the processor multiplies
-    tiles.
+    by default this one's. trains: what is trained, None for sampling. large: whether what is sampled from has hundreds
+    of millions of weights. Without a graphics card sampling from small networks, in small batches, gains nothing from
+    bfloat16; from large ones it does where the processor multiplies tiles, as does training, of transformers already
+    with fewer instructions.
     """
     if device.startswith("cuda"):
         return _cuda_dtype(capability or (0, 0))
-    if device != "cpu" or trains is None:
+    if device != "cpu" or not (trains or large):
         return "float32"
     known = cpu_flags() if flags is None else flags
     helpful = BF16_FLAGS if trains == "transformer" else (AMX,)

@@ -93,7 +93,7 @@ def image_encoder() -> Any:
     return CLIPVisionModelWithProjection(config).eval()
 
 
-def tokenizer(folder: Path) -> Any:
+def tokenizer(folder: Path, context: int = CONTEXT) -> Any:
     """CLIP's, over single bytes; it fills rows up with "!"."""
     from transformers import CLIPTokenizer
 
@@ -103,8 +103,8 @@ def tokenizer(folder: Path) -> Any:
     tokens = ["!", *letters, *(f"{letter}</w>" for letter in ["!", *letters]), BOS, EOS]
     (home / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (home / "merges.txt").write_text("#version: 0.2\n")
-    made = CLIPTokenizer.from_pretrained(home, model_max_length=CONTEXT, pad_token="!")
-    made.model_max_length = CONTEXT
+    made = CLIPTokenizer.from_pretrained(home, model_max_length=context, pad_token="!")
+    made.model_max_length = context
     return made
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import dalle_2
-from dalle_2 import DALLe2
+from dalle_2 import DALLe2, Prior
 from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.inference.plans import EditSettings
 from dalle_2.inference.variations import variations
@@ -41,7 +41,7 @@ def theirs(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def ours(folder: Path, theirs: Any) -> DALLe2:
-    return dalle_2.load(folder, device="cpu")
+    return dalle_2.load(folder, device="cpu", dtype="float32")
 
 
 @torch.no_grad()
@@ -99,6 +99,32 @@ def test_prior_and_decoder_share_the_text_encoder(ours: DALLe2) -> None:
     assert ours.prior is not None
     places = {part.caption.embedding.weight.data_ptr() for part in (ours.prior, ours.decoder)}  # type: ignore[union-attr]
     assert places == {ours.clip_encoder.model.text.embedding.weight.data_ptr()}  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def test_what_hangs_on_the_condition_alone_is_computed_once_a_picture(
+    ours: DALLe2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = ours.clip_encoder.tokenizer(PROMPTS)  # type: ignore[attr-defined]
+    z, t = torch.randn(2, karlo_rig.DIM), torch.tensor([5, 999])
+    prior, decoder = ours.prior, ours.decoder
+    assert isinstance(prior, Prior)
+    words = prior.caption.read(tokens)._asdict()  # type: ignore[union-attr]
+    for part, name, x in (
+        (prior, "read", torch.randn(2, karlo_rig.DIM)), (decoder, "tell", torch.randn(2, 3, 16, 16)),
+    ):  # fmt: skip
+        network, make = part.network, getattr(part.network, name)
+        first = (z, x) if part is prior else (x, z)
+        kept = make(z, **words)
+        fresh = network(*first, part.time(t), **words)
+        for _ in range(2):  # the first use leaves it as it was
+            shared = network(*first, part.time(t), **{"told" if part is decoder else "read": kept})
+            assert error(shared, fresh) < 1e-6
+        calls: list[int] = []
+        monkeypatch.setattr(network, name, lambda *given, make=make, calls=calls: calls.append(1) or make(*given))
+        ours.generate(PROMPTS, 4, seeds=SEEDS)
+        assert len(calls) == 1
+        monkeypatch.undo()
 
 
 # The whole
@@ -197,7 +223,7 @@ def test_edits_and_other_samplers_work_on_it(ours: DALLe2) -> None:
 
 
 def test_it_can_be_saved_as_a_pipeline_of_ours(ours: DALLe2, tmp_path: Path) -> None:
-    again = dalle_2.load(dalle_2.save(ours, tmp_path / "own", dtype=None), device="cpu")
+    again = dalle_2.load(dalle_2.save(ours, tmp_path / "own", dtype=None), device="cpu", dtype="float32")
     assert again.settings() == ours.settings()
     a, b = (pipeline.generate(PROMPTS[:1], 2, seeds=1) for pipeline in (ours, again))
     assert torch.allclose(a, b, atol=1e-5)
@@ -216,18 +242,19 @@ def test_diffusers_draws_the_same_picture_of_what_was_exported(
     peer = exact(UnCLIPPipeline.from_pretrained(home), ours.decoder.noise_scheduler)
     peer.set_progress_bar_config(disable=True)
     wanted = torch.tensor(peer(PROMPTS, output_type="np").images).permute(0, 3, 1, 2)
-    for pipeline in (ours, dalle_2.load(home, device="cpu")):
+    for pipeline in (ours, dalle_2.load(home, device="cpu", dtype="float32")):
         drawn = pipeline.generate(PROMPTS, seeds=SEEDS)
         assert float(((drawn / 2 + 0.5).clamp(0, 1) - wanted).abs().max()) < 2e-3
     picture = Image.new("RGB", (16, 16), "red")
-    assert torch.equal(dalle_2.load(home, device="cpu").encode_images([picture]), ours.encode_images([picture]))
+    again = dalle_2.load(home, device="cpu", dtype="float32")
+    assert torch.equal(again.encode_images([picture]), ours.encode_images([picture]))
     with pytest.raises(UsageError, match="not empty"):
         export_karlo(ours, home)
 
 
 def test_only_what_has_its_shape_can_be_exported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="doesn't have Karlo's shape"):
-        export_karlo(dalle_2.load("shapes-tiny", device="cpu"), tmp_path / "x")
+        export_karlo(dalle_2.load("shapes-tiny", device="cpu", dtype="float32"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -246,7 +273,7 @@ def weights(folder: Path, part: str) -> Path:
 def refused(folder: Path, part: str = "") -> str:
     """The sentence that a folder is refused with, at once or when a part is first used."""
     with pytest.raises(CheckpointError) as caught:
-        pipeline = dalle_2.load(folder, device="cpu")
+        pipeline = dalle_2.load(folder, device="cpu", dtype="float32")
         _ = getattr(pipeline, part)
     assert str(caught.value).count("\n") == 0
     return str(caught.value)
@@ -259,7 +286,7 @@ def test_a_missing_part_is_named(copied: Path) -> None:
 
 def test_texts_alone_are_enough_for_prompts(copied: Path) -> None:
     shutil.rmtree(copied / "image_encoder")
-    pipeline = dalle_2.load(copied, device="cpu")
+    pipeline = dalle_2.load(copied, device="cpu", dtype="float32")
     assert pipeline.embed(PROMPTS, 2).shape == (2, karlo_rig.DIM)
     with pytest.raises(UsageError, match="reads texts only"):
         pipeline.encode_images([Image.new("RGB", (8, 8))])
@@ -267,7 +294,7 @@ def test_texts_alone_are_enough_for_prompts(copied: Path) -> None:
 
 def test_without_a_prior_there_are_variations(copied: Path) -> None:
     shutil.rmtree(copied / "prior")
-    pipeline = dalle_2.load(copied, device="cpu")
+    pipeline = dalle_2.load(copied, device="cpu", dtype="float32")
     assert pipeline.prior is None
     (made,) = variations(pipeline, [Image.new("RGB", (8, 8), "blue")], 1, settings=EditSettings(steps=2))
     assert made.image.size == (karlo_rig.LARGE, karlo_rig.LARGE)
@@ -310,7 +337,7 @@ def test_a_pickle_is_read_without_running_it(copied: Path, ours: DALLe2, tmp_pat
     plain = path.with_suffix(".bin")
     torch.save(load_file(path), plain)
     path.unlink()
-    loaded = dalle_2.load(copied, device="cpu").decoder.state_dict()
+    loaded = dalle_2.load(copied, device="cpu", dtype="float32").decoder.state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in ours.decoder.state_dict().items())
     witness = tmp_path / "ran"
 

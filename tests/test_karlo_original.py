@@ -16,6 +16,7 @@ import dalle_2
 from dalle_2 import DALLe2
 from dalle_2.cli.main import main
 from dalle_2.errors import CheckpointError
+from dalle_2.models.placement import Placement
 from dalle_2.pipelines.karlo_original import load_karlo_original
 
 pytest.importorskip("diffusers")
@@ -186,11 +187,12 @@ def configs(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path, original: Path) -> DALLe2:
-    return load_karlo_original(original, original / "clip", device="cpu", configs=configs(folder))
+    placement = Placement("cpu", "float32")
+    return load_karlo_original(original, original / "clip", placement=placement, configs=configs(folder))
 
 
 def test_both_forms_hold_the_same_weights(folder: Path, loaded: DALLe2) -> None:
-    expected = dalle_2.load(folder, device="cpu")
+    expected = dalle_2.load(folder, device="cpu", dtype="float32")
     both = ((p.prior, p.decoder, *p.upsamplers) for p in (loaded, expected))
     for ours, wanted in zip(*both, strict=True):
         assert ours is not None
@@ -203,7 +205,7 @@ def test_both_forms_hold_the_same_weights(folder: Path, loaded: DALLe2) -> None:
 
 
 def test_both_forms_draw_the_same_picture(folder: Path, loaded: DALLe2) -> None:
-    expected = dalle_2.load(folder, device="cpu").generate(["a red fox"], 3, seeds=1)
+    expected = dalle_2.load(folder, device="cpu", dtype="float32").generate(["a red fox"], 3, seeds=1)
     assert torch.allclose(loaded.generate(["a red fox"], 3, seeds=1), expected, atol=1e-4)
 
 
@@ -223,12 +225,12 @@ def test_what_is_missing_or_something_else_is_named(original: Path, folder: Path
     home = Path(shutil.copytree(original, tmp_path / "copy"))
     # Nothing of this size was ever published.
     with pytest.raises(CheckpointError, match=r"don't fit: missing .*model\.input_blocks\.6"):
-        _ = load_karlo_original(home, home / "clip", device="cpu").decoder
+        _ = load_karlo_original(home, home / "clip", placement=Placement("cpu", "float32")).decoder
     (home / "ViT-L-14_stats.th").unlink()
     with pytest.raises(CheckpointError, match=r"holds no file ViT-L-14_stats\.th"):
         dalle_2.load(home, device="cpu")
     torch.save([1, 2], home / "ViT-L-14_stats.th")
-    pipeline = load_karlo_original(home, home / "clip", device="cpu", configs=configs(folder))
+    pipeline = load_karlo_original(home, home / "clip", placement=Placement("cpu", "float32"), configs=configs(folder))
     with pytest.raises(CheckpointError, match="a mean and a spread"):
         _ = pipeline.prior
     torch.save({"weights": 1}, next(home.glob("decoder-ckpt*")))

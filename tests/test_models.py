@@ -62,6 +62,11 @@ class Knowing(nn.Module):
     def forward(self, *inputs: Tensor, **others: Tensor) -> Tensor:
         return self.answer
 
+    def read(self, *condition: Tensor | None) -> None:
+        return None
+
+    tell = read
+
 
 TARGETS = ["eps", "x_0", "v"]
 
@@ -138,6 +143,7 @@ class Counting(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network, self.rows = network, []
+        self.read, self.tell = getattr(network, "read", None), getattr(network, "tell", None)
 
     def forward(self, *inputs: Any, **others: Any) -> Tensor:
         self.rows.append(len(inputs[0]))

@@ -32,6 +32,7 @@ def evaluate(
     card: Annotated[bool, typer.Option("--card", help="Write the figures into the pipeline's README.md.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    low_memory: Annotated[bool, typer.Option("--low-memory", help="Only the part at work is in memory.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Measure how well a pipeline follows its prompts.
@@ -54,7 +55,7 @@ def evaluate(
     from dalle_2.pipelines.folder import load
 
     questions, readme = chosen(splits, QUESTIONS), card_of(pipeline) if card else None
-    whole = load(pipeline, device=device, dtype=dtype)
+    whole = load(pipeline, device=device, dtype=dtype, low_memory=low_memory)
     settings = Settings(
         n=n, embeddings=embeddings, steps=steps, guidance=guidance, sampler=sampler, prior=prior,  # type: ignore[arg-type]
     )  # fmt: skip

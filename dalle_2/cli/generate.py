@@ -81,6 +81,8 @@ def generate(
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
+    low_memory: options.LowMemory = False,
+    compiled: options.Compiled = False,
     out: options.Out = GENERATIONS,
     format: options.PictureFormat = "png",
     grid: options.Sheet = False,
@@ -120,7 +122,7 @@ def generate(
         tokens=TokenOptions(temperature, top_k, top_p),
     )
     run = Run(out, format, keep_metadata=not no_metadata, quiet=quiet, as_json=as_json)
-    _made(run, wanted, n, seed, settings, found, device, dtype, best_of)
+    _made(run, wanted, n, seed, settings, found, device, dtype, low_memory, compiled, best_of)
     if grid:
         run.sheet()
     run.close()
@@ -128,14 +130,14 @@ def generate(
 
 def _made(
     run: Run, prompts: list[str], n: int, seed: int | None, settings: GenerationSettings,
-    pipeline: Path, device: str, dtype: str, best_of: int,
+    pipeline: Path, device: str, dtype: str, low_memory: bool, compiled: bool, best_of: int,
 ) -> None:  # fmt: skip
     """Makes and saves the pictures batch by batch; with `best_of` all of them, and then the best."""
     with loading(pipeline.name, quiet=run.quiet):
         from dalle_2.inference.generate import generations, new_seed, plan_of, prompt_warnings, repeated
         from dalle_2.pipelines.folder import load
 
-        loaded = load(pipeline, device=device, dtype=dtype)
+        loaded = load(pipeline, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled)
         plan, doubts = plan_of(loaded, settings), prompt_warnings(loaded, prompts)
     for doubt in doubts:
         typer.echo(f"dalle2: warning: {doubt}", err=True)
@@ -143,7 +145,7 @@ def _made(
     batches = ceil(len(listed) / loaded.micro_batch)
     totals = {name: stage.steps * batches for name, stage in plan.items()}
     first = new_seed() if seed is None else seed
-    with stage_progress(totals, quiet=run.quiet) as progress:
+    with stage_progress(totals, quiet=run.quiet, compiled=compiled) as progress:
         made = generations(loaded, listed, first, settings, on_step=progress.step)
         if best_of > 1:
             from dalle_2.inference.rerank import reranked

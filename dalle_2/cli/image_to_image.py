@@ -26,6 +26,8 @@ def image_to_image(
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
+    low_memory: options.LowMemory = False,
+    compiled: options.Compiled = False,
     out: options.Out = GENERATIONS,
     format: options.PictureFormat = "png",
     grid: options.Sheet = False,
@@ -50,5 +52,6 @@ def image_to_image(
 
     edit(
         "image-to-image", pipeline, make, seed=seed, device=device, dtype=dtype,
+        low_memory=low_memory, compiled=compiled,
         out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
     )  # fmt: skip

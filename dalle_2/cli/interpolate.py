@@ -23,6 +23,8 @@ def interpolate(
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
+    low_memory: options.LowMemory = False,
+    compiled: options.Compiled = False,
     out: options.Out = GENERATIONS,
     format: options.PictureFormat = "png",
     grid: options.Sheet = False,
@@ -49,5 +51,6 @@ def interpolate(
 
     edit(
         "interpolation", pipeline, make, seed=seed, device=device, dtype=dtype,
+        low_memory=low_memory, compiled=compiled,
         out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
     )  # fmt: skip

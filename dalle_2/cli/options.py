@@ -13,7 +13,13 @@ Pipeline = Annotated[
     str, typer.Option(help="A name from dalle2 models, a folder, or a hub id.", callback=ask_first)
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-DType = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+DType = Annotated[str, typer.Option(help="What networks compute in: auto, fp32, bf16, fp16.")]
+LowMemory = Annotated[
+    bool, typer.Option("--low-memory", help="Only the part at work is in memory; the same pictures, a little later.")
+]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="torch.compile; the first step of each part takes long, the others less.")
+]
 Out = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 PictureFormat = Annotated[Format, typer.Option(help="Picture format.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the first picture, the next has one more; random by default.")]

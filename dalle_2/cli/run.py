@@ -77,6 +77,8 @@ def edit(
     seed: int | None,
     device: str,
     dtype: str,
+    low_memory: bool,
+    compiled: bool,
     out: Path,
     format: Format,
     grid: bool,
@@ -90,8 +92,8 @@ def edit(
         from dalle_2.inference.generate import new_seed
         from dalle_2.pipelines.folder import load
 
-        loaded = load(found, device=device, dtype=dtype)
-    with stage_progress({}, quiet=quiet) as progress:
+        loaded = load(found, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled)
+    with stage_progress({}, quiet=quiet, compiled=compiled) as progress:
         run.save(make(loaded, new_seed() if seed is None else seed, progress.step))
     if grid and run.made:
         run.sheet(len(run.made))

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from statistics import median
 from typing import Any, Self
 
 
@@ -71,6 +72,36 @@ class Lines(StageProgress):
             self._since = now
 
 
+class WarmUps(StageProgress):
+    """Says at the end how much longer the first step of each stage took than the others: the time of compiling.
+
+    It hands every step on to another progress.
+    """
+
+    def __init__(self, shown: StageProgress) -> None:
+        self.shown, self.took = shown, dict[str, list[float]]()
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.shown.__enter__()
+        self._since = time.monotonic()
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        self.shown.__exit__(*given)
+        beyond = {stage: took[0] - median(took[1:]) for stage, took in self.took.items() if len(took) > 1}
+        said = ", ".join(f"{stage} {max(0.0, seconds):.1f} s" for stage, seconds in beyond.items())
+        if said:
+            print(f"compiling, the first step beyond the others: {said}", file=sys.stderr, flush=True)
+
+    def step(self, stage: str, step: Any) -> None:
+        """Measures a step."""
+        now = time.monotonic()
+        self.took.setdefault(stage, []).append(now - self._since)
+        self._since = now
+        self.shown.step(stage, step)
+
+
 @contextmanager
 def loading(name: str, *, quiet: bool) -> Iterator[None]:
     """A word on a terminal while torch and the weights are read, which takes seconds; it goes when that is done."""
@@ -84,8 +115,9 @@ def loading(name: str, *, quiet: bool) -> Iterator[None]:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def stage_progress(totals: Mapping[str, int], *, quiet: bool) -> StageProgress:
+def stage_progress(totals: Mapping[str, int], *, quiet: bool, compiled: bool = False) -> StageProgress:
     """Bars where a person watches, lines where a file does."""
     if quiet:
         return StageProgress()
-    return Bars(totals) if sys.stderr.isatty() else Lines()
+    shown = Bars(totals) if sys.stderr.isatty() else Lines()
+    return WarmUps(shown) if compiled else shown

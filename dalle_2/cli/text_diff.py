@@ -29,6 +29,8 @@ def text_diff(
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
+    low_memory: options.LowMemory = False,
+    compiled: options.Compiled = False,
     out: options.Out = GENERATIONS,
     format: options.PictureFormat = "png",
     grid: options.Sheet = False,
@@ -53,5 +55,6 @@ def text_diff(
 
     edit(
         "text-diff", pipeline, make, seed=seed, device=device, dtype=dtype,
+        low_memory=low_memory, compiled=compiled,
         out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
     )  # fmt: skip

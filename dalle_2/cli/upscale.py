@@ -40,6 +40,8 @@ def upscale(
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
+    low_memory: options.LowMemory = False,
+    compiled: options.Compiled = False,
     out: options.Out = GENERATIONS,
     format: options.PictureFormat = "png",
     quiet: options.Quiet = False,
@@ -67,7 +69,7 @@ def upscale(
             size=size, steps=steps, noise_level=noise_level, tile=tile, overlap=overlap, whole=whole, sampler=sampler
         )
         images = [open_image(picture) for picture in pictures]
-        loaded = load(found, device=device, dtype=dtype)
+        loaded = load(found, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled)
         plan, ways = settings.plan(loaded), [enlargement(loaded, image, settings) for image in images]
     folder = output_folder(out)
     for picture, image, way in zip(pictures, images, ways, strict=True):
@@ -78,7 +80,7 @@ def upscale(
     for rows in batches(ways, settings.micro_batch(loaded)):
         totals.update({name: plan[name].steps for name in ways[rows[0]].stages})
     first = new_seed() if seed is None else seed
-    with stage_progress(totals, quiet=quiet) as progress:
+    with stage_progress(totals, quiet=quiet, compiled=compiled) as progress:
         for made in upscaled(loaded, images, first, settings, on_step=progress.step):
             stem = f"{pictures[made.index].stem[:100]}-{_size(made.image.size)}px"
             path = save_new(made.image, folder, stem, format, made.metadata)

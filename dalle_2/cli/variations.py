@@ -21,6 +21,8 @@ def variations(
     pipeline: options.Pipeline = DEFAULT,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
+    low_memory: options.LowMemory = False,
+    compiled: options.Compiled = False,
     out: options.Out = GENERATIONS,
     format: options.PictureFormat = "png",
     grid: options.Sheet = False,
@@ -43,5 +45,6 @@ def variations(
 
     edit(
         "variation", pipeline, make, seed=seed, device=device, dtype=dtype,
+        low_memory=low_memory, compiled=compiled,
         out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
     )  # fmt: skip

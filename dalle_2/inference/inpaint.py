@@ -16,6 +16,7 @@ from dalle_2.inference.holes import Holed, check_hole, shrunk
 from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, in_steps, steerable_prior
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.prior import Prior
+from dalle_2.models.rest import at_work
 from dalle_2.text.prompts import check_prompts
 
 CANDIDATES = 16  # embeddings to choose among where what is kept has no say in what the prior draws
@@ -79,7 +80,8 @@ def _held_plan(
     small = _small(pipeline, picture)
     watch = None if on_step is None else lambda step: on_step("prior", step)
     caption = pipeline._captions([prompt])
-    z = held_embedding(pipeline, prior, caption, small, seed=seed, particles=candidates, on_step=watch)
+    with at_work(prior, pipeline.decoder):
+        z = held_embedding(pipeline, prior, caption, small, seed=seed, particles=candidates, on_step=watch)
     said = {"prompt": prompt, "candidates": candidates, "steered": True}
     return Plan(z, seed, caption=prompt, known=small.picture, hole=small.hole, metadata=said)
 

@@ -18,6 +18,7 @@ from dalle_2.images import to_pils
 from dalle_2.models.captions import Caption
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.prior import Prior
+from dalle_2.models.rest import at_work
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser
 from dalle_2.sampling.grid import grid
@@ -49,9 +50,10 @@ def redrawn(
     they were. on_step: called after each step of an inversion.
     """
     captions = pipeline._captions([source, target])
-    z = torch.cat(list(_candidates(prior, prior.space.to_model(z_img), captions, on_step)))
-    z = prior.space.finish(prior.space.from_model(z))
-    return z[_scores(pipeline, z, picture, captions.z_txt[1:]).argmax()][None]
+    with at_work(prior, pipeline.decoder):
+        z = torch.cat(list(_candidates(prior, prior.space.to_model(z_img), captions, on_step)))
+        z = prior.space.finish(prior.space.from_model(z))
+        return z[_scores(pipeline, z, picture, captions.z_txt[1:]).argmax()][None]
 
 
 def _candidates(

@@ -48,7 +48,9 @@ def caption_conditions(
     if tokens is None:
         absent = _absent(encoder)
         return absent, absent
-    rows = encoder.read(tokens if negative is None else torch.cat([tokens, negative]))  # one width for both
+    both = tokens if negative is None else torch.cat([tokens, negative])  # one width for both
+    with torch.autocast(both.device.type, enabled=False):  # once a picture, and all else follows from it
+        rows = encoder.read(both)
     count = len(tokens)
     full = TextStates(rows.states[:count], rows.valid[:count])
     null = TextStates(rows.states[count:], rows.valid[count:]) if negative is not None else _emptied(full)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError, UsageError
-from dalle_2.weights.checkpoint import load_checkpoint, load_tensors, save_checkpoint
+from dalle_2.models.rest import Shelved, empty
+from dalle_2.weights.checkpoint import check_tensors, like, load_checkpoint, load_tensors, save_checkpoint
 
 
 class Kind(NamedTuple):
@@ -76,6 +77,23 @@ def load_model(path: str | Path, kind: str | None = None) -> nn.Module:
     load_tensors(model, checkpoint.tensors, path)
     model.provenance = checkpoint.provenance  # type: ignore[assignment]
     return model.eval()
+
+
+def shelved(path: str | Path, kind: str | None = None) -> Shelved:
+    """The model of a file that may be built without its weights. It raises what `load_model` raises."""
+
+    def lean() -> nn.Module:
+        checkpoint = load_checkpoint(path, kind)
+        model = empty(lambda: build(checkpoint.kind, checkpoint.config, where=str(path)))
+        check_tensors(model, checkpoint.tensors, path)
+        model.provenance = checkpoint.provenance  # type: ignore[assignment]
+        return model.eval()
+
+    def weights(model: nn.Module) -> dict[str, Tensor]:
+        tensors = load_checkpoint(path, kind).tensors
+        return {name: like(tensors[name].to(own.dtype), own) for name, own in model.state_dict().items()}
+
+    return Shelved(lean, weights)
 
 
 def build(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle_2.errors import UsageError
 from dalle_2.images import from_pil
@@ -15,6 +15,7 @@ from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_loading import Loaded, TextToTokens, load_clip
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.modes import evaluating
+from dalle_2.models.rest import at_work
 from dalle_2.published import DEFAULT_CLIP
 from dalle_2.text.tokenizer import Tokenizer
 
@@ -67,11 +68,11 @@ class CLIPEncoder:
         """One embedding a prompt, (N, dim). An empty prompt is a prompt; an empty list gives (0, dim)."""
         if isinstance(prompts, str):
             raise UsageError("encode_text takes a list of prompts, got one string: put it into a list")
-        return self._in_batches(prompts, lambda some: self.model.encode_text(self._tokens(some)))
+        return self._in_batches(prompts, lambda some: self.model.encode_text(self._tokens(some)), "text")
 
     def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         """One embedding a picture, (N, dim), of its central square; resized bicubically with antialiasing."""
-        return self._in_batches(images, lambda some: self.model.encode_image(self._pixels(some)))
+        return self._in_batches(images, lambda some: self.model.encode_image(self._pixels(some)), "vision")
 
     def to(self, device: torch.device | str) -> "CLIPEncoder":
         """Moves the model, and returns this encoder."""
@@ -79,24 +80,28 @@ class CLIPEncoder:
         return self
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
-        return self.tokenizer(list(prompts)).to(self._parameter.device)
+        return self.tokenizer(list(prompts)).to(self._parameter("text").device)
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         pixels = torch.stack([from_pil(image, self.model.image_size) for image in images])
-        return pixels.to(self._parameter)
+        return pixels.to(self._parameter("vision"))
 
-    @property
-    def _parameter(self) -> Tensor:
-        """Stands for the model's device and dtype, which may have changed since."""
-        return next(self.model.parameters())
+    def _tower(self, name: str) -> nn.Module:
+        """The one for texts or the one for pictures, in a model that has them apart; else the model."""
+        tower = getattr(self.model, name, None)
+        return tower if isinstance(tower, nn.Module) else self.model
+
+    def _parameter(self, tower: str) -> Tensor:
+        """Stands for a tower's device and dtype, which may have changed since."""
+        return next(self._tower(tower).parameters())
 
     @torch.no_grad()
     def _in_batches(
-        self, items: Sequence[T], encode: Callable[[Sequence[T]], Tensor]
+        self, items: Sequence[T], encode: Callable[[Sequence[T]], Tensor], tower: str
     ) -> Float[Tensor, "n d"]:
         batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
-        empty = torch.zeros(0, self.dim, device=self._parameter.device)
-        with evaluating(self.model):
+        with evaluating(self.model), at_work(self._tower(tower)):
+            empty = torch.zeros(0, self.dim, device=self._parameter(tower).device)
             return self.space.finish(torch.cat([empty, *(encode(batch).float() for batch in batches)]))
 
 

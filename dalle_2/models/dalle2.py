@@ -20,6 +20,7 @@ from dalle_2.models.fit import check_fit, check_reads, check_sizes, check_width
 from dalle_2.models.layers.text_transformer import TextTransformer
 from dalle_2.models.modes import evaluating
 from dalle_2.models.parts import Parts, PriorName, SamplerNames, check_reads_captions
+from dalle_2.models.rest import at_work, widened
 from dalle_2.models.stages import (
     AUTOREGRESSIVE,
     StageSettings,
@@ -373,7 +374,10 @@ class DALLe2(Parts):
 
     def _seen(self, z: Float[Tensor, "b k d"]) -> Float[Tensor, "b k d"] | None:
         """What CLIP sees in the drafts of embeddings; None where the decoder makes no draft."""
-        drafts = self.decoder.drafts(z.flatten(0, 1)) if self._decoder is not None else None
+        if self._decoder is None:
+            return None
+        with at_work(self.decoder):
+            drafts = self.decoder.drafts(z.flatten(0, 1))
         if drafts is None:
             return None
         return rearrange(self._encode_images(to_pils(drafts.float())), "(b k) d -> b k d", k=z.shape[1])
@@ -421,11 +425,12 @@ class DALLe2(Parts):
     @torch.no_grad()
     def _finite(self, name: str, model: nn.Module, draw: Draw) -> Tensor:
         """One stage, in the pipeline's dtype; once more in float32 if its numbers overflow there."""
-        with evaluating(model):
+        with evaluating(model), at_work(model):
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 x = draw()
             if not x.isfinite().all() and self.dtype != torch.float32:
-                x = draw()
+                with widened(model):
+                    x = draw()
         if not x.isfinite().all():
             raise Dalle2Error(
                 f"the {name} gave values that are not finite, even in float32: its weights are damaged, "

@@ -18,6 +18,7 @@ from dalle_2.models.draft import Draft, DraftConfig
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.masks import known_channels, random_holes
+from dalle_2.models.once import Once
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser
 from dalle_2.sampling.guidance import Condition, Threshold
@@ -229,8 +230,13 @@ class Decoder(Diffusion):
         kept = self._kept(known, len(z_img))
         image, nothing = self._condition(self.space.to_model(z_img)), self._condition(self.network.null_z[None])
 
-        def predict(x_t: Tensor, t: Tensor, z: Tensor, **others: Tensor) -> Tensor:
-            return self.network(x_t, z, self.time(t), **others)
+        told = Once(self.network.tell)
+
+        def predict(
+            x_t: Tensor, t: Tensor, z: Tensor, states: Tensor | None = None, valid: Tensor | None = None,
+            **pictures: Tensor,
+        ) -> Tensor:  # fmt: skip
+            return self.network(x_t, z, self.time(t), told=told(z, states, valid), **pictures)
 
         conditions: list[Condition] = [{**nothing, **no_words, **kept}, {**image, **words, **kept}]
         weights = [self.weight(guidance)]

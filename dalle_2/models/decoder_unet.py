@@ -1,6 +1,6 @@
 """The ADM/GLIDE U-Net: one network for the decoder and, with other settings, for the upsamplers."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 from dalle_2.models.layers.init import zeroed
-from dalle_2.models.layers.residual import Downsample, Resample, ResidualBlock, Upsample, group_norm
-from dalle_2.models.layers.spatial_attention import SpatialAttention, heads_of
+from dalle_2.models.layers.residual import Downsample, Resample, ResidualBlock, Upsample, group_norm, silu
+from dalle_2.models.layers.spatial_attention import KeysValues, SpatialAttention, heads_of
 
 
 class DecoderUNetConfig(Settings):
@@ -110,6 +110,10 @@ class DecoderUNetConfig(Settings):
         """What height and width of a picture must be divisible by."""
         return int(self.patch * 2 ** (len(self.multiples) - 1))
 
+    def rows_at_once(self, height: int, width: int, numbers: int) -> int:
+        """How many pictures of that size one call may see with no more than so many numbers in its first map."""
+        return max(1, numbers // (self.channels * height * width // self.patch**2))
+
     @property
     def context_width(self) -> int:
         """Of a token that attention looks at."""
@@ -140,7 +144,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b c h w"],
         embedding: Float[Tensor, "b e"],
-        context: Float[Tensor, "b m k"] | None,
+        context: KeysValues | None,
         valid: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b c2 h2 w2"]:
         x = self.residual(x, embedding)
@@ -150,6 +154,18 @@ class Block(nn.Module):
             return self.attention(x, context)
         positions = valid.new_ones(len(x), x.shape[2] * x.shape[3])
         return self.attention(x, context, torch.cat([valid, positions], dim=1)[:, None, None])
+
+
+class Told(NamedTuple):
+    """What a U-Net makes of its condition, whatever the step.
+
+    embedding: what is added to the time embedding. context: for each `Block`, in the order they are gone through, the
+    keys and values of the tokens that it looks at. valid: False at tokens that are padding, None where none is.
+    """
+
+    embedding: Float[Tensor, "b e"] | float
+    context: list[KeysValues | None]
+    valid: Bool[Tensor, "b m"] | None
 
 
 class DecoderUNet(nn.Module):
@@ -214,16 +230,17 @@ class DecoderUNet(nn.Module):
         known: Float[Tensor, "b k2 h w"] | None = None,
         states: Float[Tensor, "b l {self.config.text_dim}"] | None = None,
         valid: Bool[Tensor, "b l"] | None = None,
+        told: Told | None = None,
     ) -> Float[Tensor, "b {self.config.out_channels} h w"]:
         """z_img: None for a network that takes none. `low_res` and `known` have the height and width of `x_t`; each is
         wanted exactly when the settings name channels for it. states, valid: encoded captions, and False at their
-        padding; both or neither, and only with `text_dim`.
+        padding; both or neither, and only with `text_dim`. told: what `tell` said of z_img, states and valid.
 
         Raises UsageError for sides that aren't divisible by `config.factor`, and for other pictures than that.
         """
         self._check(x_t, {"low_res": low_res, "known": known})
-        embedding = F.silu(t_emb + self._embedded(z_img) + self._summary(states, valid))
-        context, seen = self._context(z_img, states, valid)
+        added, contexts, seen = told or self.tell(z_img, states, valid)
+        embedding, context = F.silu(t_emb + added), iter(contexts)
 
         pictures = [x_t] if low_res is None else [x_t, low_res]
         stacked = pictures if known is None else [*pictures, known]
@@ -233,23 +250,36 @@ class DecoderUNet(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         skips = [x := self.conv_in(x)]
         for layer in self.down:
-            x = layer(x, embedding, context, seen) if isinstance(layer, Block) else layer(x)
+            x = layer(x, embedding, next(context), seen) if isinstance(layer, Block) else layer(x)
             skips.append(x)
         for layer in self.middle:
-            x = layer(x, embedding, context, seen)
+            x = layer(x, embedding, next(context), seen)
         for layer in self.up:
             if isinstance(layer, Block):
                 x = x if layer.residual.resample else torch.cat([x, skips.pop()], dim=1)
-                x = layer(x, embedding, context, seen)
+                x = layer(x, embedding, next(context), seen)
             else:
                 x = layer(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(silu(self.norm_out(x)))
         x = F.pixel_shuffle(x, self.config.patch)
         if self.carry is not None:
             factors = self.carry(F.silu(t_emb)).unflatten(1, (-1, 1, 1, 1))
             carried = (factors * torch.stack(pictures, dim=1)).sum(1)
             x = torch.cat([x[:, :3] + carried, x[:, 3:]], dim=1)
         return x
+
+    def tell(
+        self,
+        z_img: Float[Tensor, "b {self.config.z_dim}"] | None,
+        states: Float[Tensor, "b l {self.config.text_dim}"] | None = None,
+        valid: Bool[Tensor, "b l"] | None = None,
+    ) -> Told:
+        """What `forward` makes of its condition: the same at every step, so that many steps can share it."""
+        tokens, seen = self._context(z_img, states, valid)
+        layers = [*self.down, *self.middle, *self.up]
+        attentions = [block.attention for block in layers if isinstance(block, Block)]
+        context = [attention.read(tokens) if attention else None for attention in attentions]
+        return Told(self._embedded(z_img) + self._summary(states, valid), context, seen)
 
     def _check(self, x_t: Tensor, pictures: dict[str, Tensor | None]) -> None:
         height, width = x_t.shape[-2:]

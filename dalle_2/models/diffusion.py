@@ -136,11 +136,12 @@ class Diffusion(nn.Module):
         thresholding: Threshold | None = None,
         *,
         around: Callable[[ConditionalDenoiser], ConditionalDenoiser] | None = None,
+        max_rows: int | None = None,
     ) -> Denoiser:
         """The denoiser of `predict(x_t, t, **condition)`, guided as `guide` does it and after that kept within `clip`.
 
         thresholding: in place of the settings' own; "none" leaves the guesses as they are, which inversion needs.
-        around: what goes round the network inside the guidance, such as tiling.
+        around: what goes round the network inside the guidance, such as tiling. max_rows: see `guide`.
         """
         learned = self.settings.learned_variance
 
@@ -151,7 +152,7 @@ class Diffusion(nn.Module):
             return denoise(x_t, t)
 
         clip, mode = self.settings.clip, thresholding or self.settings.threshold
-        guided = guide(network if around is None else around(network), conditions, weights)
+        guided = guide(network if around is None else around(network), conditions, weights, max_rows=max_rows)
         return threshold(guided, mode, limits=(-clip, clip)) if clip else guided
 
     def weight(self, guidance: float | None) -> float:

@@ -10,12 +10,15 @@ from torch import nn
 
 from dalle_2.errors import UsageError
 from dalle_2.models.autoregressive_prior import AutoregressivePrior
-from dalle_2.models.checkpoints import load_model
+from dalle_2.models.checkpoints import shelved
 from dalle_2.models.decoder import Decoder, require_eta
+from dalle_2.models.decoder_unet import DecoderUNet
 from dalle_2.models.diffusion import Diffusion
 from dalle_2.models.fit import Encoder, check_fit
 from dalle_2.models.placement import choose_device, choose_dtype, lies_on
 from dalle_2.models.prior import Prior
+from dalle_2.models.prior_transformer import PriorTransformer
+from dalle_2.models.rest import Shelved, is_resting
 from dalle_2.models.stages import (
     StageDefaults,
     StageSettings,
@@ -59,8 +62,10 @@ class Parts:
         table.
     alternatives: further parts by role: "prior-ar", an autoregressive prior, and "decoder-inpaint", a decoder that was
         trained to fill holes.
-    device, dtype: names, or PyTorch's objects. Weights stay in float32; with a smaller dtype the networks run
-        under autocast.
+    device, dtype: names, or PyTorch's objects. With a smaller dtype than float32 the networks run under autocast; the
+        weights of parts that are loaded stay in float32, but for those that are made for another.
+    low_memory: only the part at work has its weights, which are read anew each time; on a CUDA device they wait in the
+        CPU's memory. compiled: networks go through `torch.compile`, which takes a while in the first step.
     defaults, name, fingerprint: what a pipeline folder says of itself.
 
     A model that is given rather than loaded is moved to `device`, and otherwise left as it is.
@@ -78,6 +83,8 @@ class Parts:
         alternatives: Mapping[str, Source] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        low_memory: bool = False,
+        compiled: bool = False,
         defaults: StageDefaults | None = None,
         name: str = "",
         fingerprint: str = "",
@@ -88,6 +95,7 @@ class Parts:
         self._upsamplers = list(upsampler_paths)
         self._alternatives = dict(alternatives or {})
         self.prior_sampler, self.decoder_sampler = prior_sampler, decoder_sampler
+        self.low_memory, self.compiled = low_memory, compiled
         self.defaults = defaults or StageDefaults()
         self.name, self.fingerprint = name, fingerprint
 
@@ -187,9 +195,17 @@ class Parts:
 
     def _loaded(self, source: Source, kind: str | None) -> nn.Module:
         if isinstance(source, nn.Module):
-            return source if lies_on(source, self.device) else source.to(self.device)
-        model = load_model(source, kind) if isinstance(source, str | Path) else source()
-        return model.to(self.device).eval().requires_grad_(False)
+            return source if is_resting(source) or lies_on(source, self.device) else source.to(self.device)
+        if isinstance(source, str | Path):
+            source = shelved(source, kind)
+        if self.low_memory and isinstance(source, Shelved):
+            model = source.resting(self.device)
+        else:
+            model = source().to(self.device)
+        for network in model.modules() if self.compiled else ():
+            if isinstance(network, DecoderUNet | PriorTransformer):
+                network.compile()
+        return model.eval().requires_grad_(False)
 
     @property
     def size(self) -> int:
@@ -286,6 +302,12 @@ class Parts:
         wrong = [name for values in given for name in values if name not in (*known, "upsampler")]
         if wrong:
             raise UsageError(f"this pipeline has no stage {wrong[0]!r}: its stages are {', '.join(known)}")
+
+
+def check_whole(pipeline: Parts) -> None:
+    """Raises UsageError for a pipeline whose parts are not in memory, so that they can't be written either."""
+    if pipeline.low_memory:
+        raise UsageError("a pipeline in low memory doesn't hold its weights: load it without low_memory to write it")
 
 
 def check_reads_captions(decoder: Decoder, text_guidance: float | None) -> None:

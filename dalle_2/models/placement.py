@@ -1,5 +1,7 @@
 """Where a model runs and in which numbers."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -10,6 +12,16 @@ DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a pipeline is wished to run, as `Parts` takes it."""
+
+    device: str | torch.device = "auto"
+    dtype: str | torch.dtype = "auto"
+    low_memory: bool = False
+    compiled: bool = False
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -25,11 +37,13 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def choose_dtype(name: str | torch.dtype, device: torch.device, *, trains: Trained | None = None) -> torch.dtype:
+def choose_dtype(
+    name: str | torch.dtype, device: torch.device, *, trains: Trained | None = None, large: bool = False
+) -> torch.dtype:
     """ "auto" is `machine.default_dtype` of the device. Raises UsageError for a dtype that no network runs in."""
     if name == "auto":
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-        name = default_dtype(device.type, capability=capability, trains=trains)
+        name = default_dtype(device.type, capability=capability, trains=trains, large=large)
     dtype = DTYPES.get(name) if isinstance(name, str) else name
     if dtype is None or dtype not in DTYPES.values():
         raise UsageError(f"dtype must be auto, {', '.join(DTYPES)}, got {name}")

@@ -13,6 +13,7 @@ from dalle_2.models.captions import Caption, caption_conditions, repeated
 from dalle_2.models.diffusion import Batch, Bound, Diffusion, DiffusionConfig, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
+from dalle_2.models.once import Once
 from dalle_2.models.prior_transformer import PriorTransformer
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser, Target
@@ -151,8 +152,12 @@ class Prior(Diffusion):
         avoided = negative.tokens if negative else None
         no_words, words = caption_conditions(self.caption, tokens, avoided, self.config.empty)
 
-        def predict(x_t: Tensor, t: Tensor, text: Tensor, **words: Tensor) -> Tensor:
-            return self.network(text, x_t, self.time(t), **words)
+        read = Once(self.network.read)
+
+        def predict(
+            x_t: Tensor, t: Tensor, text: Tensor, states: Tensor | None = None, valid: Tensor | None = None
+        ) -> Tensor:
+            return self.network(text, x_t, self.time(t), read=read(text, states, valid))
 
         null, full = {"text": null_text, **no_words}, {"text": self.text_space.to_model(z_txt), **words}
         return self.guided(predict, [null, full], [self.weight(guidance)])

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_2.models.layers.kv_cache import KVCache
 from dalle_2.models.layers.modulated import ModulatedBlock
 from dalle_2.models.layers.transformer import Transformer
 
@@ -63,31 +64,56 @@ class PriorTransformer(nn.Module):
         *,
         states: Float[Tensor, "b l w"] | None = None,
         valid: Bool[Tensor, "b l"] | None = None,
+        read: KVCache | None = None,
     ) -> Float[Tensor, "b {self.image_dim}"]:
         """One prediction of the configured target (noise, clean embedding or velocity) for each row.
 
         states: the encoded caption, which carries its own positions. valid: False at its padding, which nothing looks
-        at; both or neither, and only where the network was made for them.
+        at; both or neither, and only where the network was made for them. read: what `read` made of all that, in place
+        of states and valid.
         """
         query = self.query.expand(len(z_txt), -1).to(z_txt.dtype)
         text, time, noised = self.embed_text(z_txt), self.embed_time(t_emb), self.embed_noised(z_t)
         tokens = torch.stack([text, time, noised, query], dim=1) + self.positions[-OWN:].to(z_txt.dtype)
-        x = self.transformer.last(tokens) if self.embed_states is None else self._read(tokens, states, valid)
+        x = self._query(tokens, states, valid) if read is None else self.transformer.after(tokens[:, 1:], read)[:, -1]
         if self.refine:
             x, condition = x + noised + text, F.silu(text + time)
             for block in self.refine:
                 x = block(x, condition)
         return self.out(self.norm(x))
 
-    def _read(
+    def read(
+        self,
+        z_txt: Float[Tensor, "b {self.dim}"],
+        states: Float[Tensor, "b l w"] | None = None,
+        valid: Bool[Tensor, "b l"] | None = None,
+    ) -> KVCache | None:
+        """Keys and values of the caption and its embedding. The mask being causal, they are the same at every step.
+
+        None without a caption: the embedding alone is read as fast with the rest.
+        """
+        if states is None or valid is None:
+            return None
+        text = self.embed_text(z_txt) + self.positions[-OWN].to(z_txt.dtype)
+        whole, seen = self._behind(text[:, None], states, valid)
+        cache = self.transformer.cache(len(whole), whole.shape[1], seen)
+        self.transformer.prefill(whole, cache)
+        return cache
+
+    def _query(
         self, tokens: Float[Tensor, "b 4 w"], states: Float[Tensor, "b l w2"] | None, valid: Bool[Tensor, "b l"] | None
     ) -> Float[Tensor, "b w"]:
         """What the query sees behind the caption; of none at all where no states are given."""
-        if states is None or valid is None or self.embed_states is None:
+        if states is None or valid is None:
             return self.transformer.last(tokens)
+        return self.transformer.last(*self._behind(tokens, states, valid))
+
+    def _behind(
+        self, tokens: Float[Tensor, "b n w"], states: Float[Tensor, "b l w2"], valid: Bool[Tensor, "b l"]
+    ) -> tuple[Float[Tensor, "b m w"], Bool[Tensor, "b m"]]:
+        """Tokens behind those of the caption, and False at what is padding."""
+        assert self.embed_states is not None
         words = self.embed_states(states).to(tokens.dtype)
         if len(self.positions) > OWN:
             words = words + self.positions[: words.shape[1]].to(tokens.dtype)
-        whole = torch.cat([words, tokens], dim=1)
-        seen = torch.cat([valid, valid.new_ones(tokens.shape[:2])], dim=1)
-        return self.transformer.last(whole, seen)
+        return torch.cat([words, tokens], dim=1), torch.cat([valid, valid.new_ones(tokens.shape[:2])], dim=1)

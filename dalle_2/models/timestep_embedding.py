@@ -23,8 +23,11 @@ class TimestepEmbedder(nn.Module):
     """Maps timesteps to vectors: a fixed `sinusoid`-wide encoding, Linear, SiLU, Linear.
 
     Shared by prior, decoder and upsamplers, each of which owns one. Timesteps may be real-valued, as some
-    solvers stop between two rows of the noise table.
+    solvers stop between two rows of the noise table. They are embedded in float32 whatever the network computes in: in
+    bfloat16 neighbouring timesteps would look the same.
     """
+
+    in_float32 = True
 
     def __init__(self, dim: int = 512, *, sinusoid: int = 128) -> None:
         super().__init__()
@@ -38,4 +41,5 @@ class TimestepEmbedder(nn.Module):
     ) -> Float[Tensor, "b {self.dim}"]:
         """Timesteps `(b,)` or `(b, 1)` to vectors `(b, dim)`."""
         angles = sinusoid(t.reshape(t.shape[0]).float(), self.width)
-        return self.mlp(angles.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
+        with torch.autocast(t.device.type, enabled=False):
+            return self.mlp(angles.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]

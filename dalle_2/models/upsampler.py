@@ -25,6 +25,9 @@ from dalle_2.sampling.sampler import Sampler, Step
 from dalle_2.sampling.tiling import Tiling, tiled
 
 TILES_AT_ONCE = 4  # on a GPU
+# Numbers of a map of full size that a call may see: of more pictures together nothing gets faster, and some twelve such
+# maps are in memory at a time.
+MAP_ON_CPU, MAP_ON_GPU = 2**25, 2**28
 
 PAPER_UNET = DecoderUNetConfig(channels=192, attention=(), middle_attention=False, low_res_channels=3)
 
@@ -225,7 +228,10 @@ class Upsampler(Diffusion):
             {"enlarged": enlarged} | ({} if (seen := self._seen(z, len(low_res))) is None else {"z": seen})
             for z in (None, z_img)
         )
-        return self.guided(predict, [null, full], [self.weight(guidance)], around=around)
+        at_once = MAP_ON_CPU if self.device.type == "cpu" else MAP_ON_GPU
+        height, width = enlarged.shape[-2:]
+        rows = self.config.unet.rows_at_once(height, width, at_once)
+        return self.guided(predict, [null, full], [self.weight(guidance)], around=around, max_rows=rows)
 
     @torch.no_grad()
     def sample(
@@ -344,7 +350,12 @@ class LowResDenoiser:
 
 
 class LastStep(nn.Module):
-    """A network for the last step alone, such as one that was trained on to please a discriminator."""
+    """A network for the last step alone, such as one that was trained on to please a discriminator.
+
+    It computes in float32 whatever the other steps do: nothing after it smooths its rounding.
+    """
+
+    in_float32 = True
 
     def __init__(self, config: UpsamplerConfig) -> None:
         super().__init__()
@@ -359,7 +370,8 @@ class LastStep(nn.Module):
         enlarged: Float[Tensor, "b 3 h w"],
     ) -> Float[Tensor, "b 3 h w"]:
         """The prediction of the upsampler's own target."""
-        return self.network(x_t, z, self.time(t), low_res=enlarged)
+        with torch.autocast(x_t.device.type, enabled=False):
+            return self.network(x_t, z, self.time(t), low_res=enlarged)
 
 
 def enlarge(

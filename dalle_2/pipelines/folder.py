@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from dalle_2.errors import CheckpointError, UsageError
-from dalle_2.models.checkpoints import Stored, load_model, save_model
+from dalle_2.models.checkpoints import Stored, load_model, save_model, shelved
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.fit import Encoder
-from dalle_2.models.parts import ALTERNATIVES, PRIORS
+from dalle_2.models.parts import ALTERNATIVES, PRIORS, check_whole
+from dalle_2.models.placement import Placement
+from dalle_2.models.rest import Shelved
 from dalle_2.models.stages import StageDefaults, named
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.card import default_card
@@ -33,11 +35,17 @@ VERIFIED_BYTES = 256 * 2**20
 
 
 def load(
-    source: str | os.PathLike[str], *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    source: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    low_memory: bool = False,
+    compiled: bool = False,
 ) -> DALLe2:
     """A whole pipeline from a shipped name ("shapes-tiny"), a folder, or a hub id; parts load when first used.
 
-    The folder may be one of ours, a Karlo in the layout of diffusers, or one of Karlo's own files.
+    The folder may be one of ours, a Karlo in the layout of diffusers, or one of Karlo's own files. How it runs is said
+    as in `Parts`; a Karlo's own dtype ("auto") is bfloat16 where the processor multiplies tiles of it.
 
     Raises UsageError for an unknown pipeline, HubError for one that can't be fetched, CheckpointError for a folder
     that lacks a part, and when a part is first used for one that is damaged or isn't the one pipeline.json describes.
@@ -45,7 +53,7 @@ def load(
     folder = find_pipeline(source)
     if not (folder / MANIFEST).is_file():
         load_foreign = load_karlo if (folder / FOREIGN).is_file() else load_karlo_original
-        return load_foreign(folder, device=device, dtype=dtype)
+        return load_foreign(folder, placement=Placement(device, dtype, low_memory, compiled))
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
     pipeline = DALLe2(
@@ -55,6 +63,8 @@ def load(
         alternatives={role: _source(folder, manifest, role) for role in ALTERNATIVES if role in manifest.parts},
         device=device,
         dtype=dtype,
+        low_memory=low_memory,
+        compiled=compiled,
         defaults=StageDefaults(steps=manifest.steps, guidance=manifest.guidance, sampler=manifest.sampler),
         name=manifest.name,
         fingerprint=sha256(folder / MANIFEST),
@@ -81,9 +91,10 @@ def save(
 
     All files are written aside and moved in at the end, so an older pipeline in the folder stays whole if the disk
     fills up. Other files there are left alone. Raises CheckpointError if something can't be written,
-    UsageError for a CLIP that can neither be copied nor is named.
+    UsageError for a CLIP that can neither be copied nor is named, and for a pipeline in low memory.
     """
     folder = Path(folder)
+    check_whole(pipeline)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
@@ -151,11 +162,17 @@ def _move(aside: Path, folder: Path) -> None:
         os.replace(path, folder / path.name)
 
 
-def _source(folder: Path, manifest: Manifest, role: str) -> Callable[[], nn.Module]:
+def _source(folder: Path, manifest: Manifest, role: str) -> Shelved:
     part = manifest.parts[role]
     # A pipeline may have an autoregressive prior alone.
     kind = part.kind if role == "prior" and part.kind in PRIORS else ALTERNATIVES.get(role, role.partition("-")[0])
-    return partial(_load_part, folder, part, kind)
+    whole = shelved(folder / str(part.file), kind)
+
+    def verified() -> nn.Module:
+        _verified(folder, part)
+        return whole.build()
+
+    return Shelved(verified, whole.weights)
 
 
 def _load_part(folder: Path, part: Part, kind: str) -> nn.Module:

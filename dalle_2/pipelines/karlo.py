@@ -5,12 +5,14 @@ the projections of text and image embeddings are a part of their own, here they 
 the last step of super-resolution has a network of its own, here that is the upsampler's second one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property, partial
+from math import log
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dalle_2.config import Settings, parse
@@ -21,22 +23,24 @@ from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.decoder import Decoder, DecoderConfig
 from dalle_2.models.decoder_unet import DecoderUNetConfig
+from dalle_2.models.islands import dtypes
 from dalle_2.models.layers.text_transformer import TextConfig
+from dalle_2.models.placement import Placement, choose_device, choose_dtype
 from dalle_2.models.prior import Prior, PriorConfig
+from dalle_2.models.rest import Shelved, at_work, empty
 from dalle_2.models.stages import StageDefaults
 from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
 from dalle_2.pipelines import karlo_settings as settings
 from dalle_2.pipelines.find import FOREIGN as INDEX
 from dalle_2.pipelines.manifest import sha256
 from dalle_2.text.tokenizer import Tokenizer
-from dalle_2.weights.checkpoint import load_tensors, read_tensors
-from dalle_2.weights.foreign import fill
+from dalle_2.weights.checkpoint import check_tensors, like, read_tensors
+from dalle_2.weights.foreign import check, converted
 from dalle_2.weights.hf_clip import convert_config, convert_tensors
 from dalle_2.weights.karlo_names import TEXT, prior_pairs, text_pairs, time_pairs, unet_pairs
 from dalle_2.weights.layout import Pair
 
 S = TypeVar("S", bound=Settings)
-M = TypeVar("M", bound=nn.Module)
 
 CLASSES = {
     "prior": "PriorTransformer",
@@ -50,36 +54,35 @@ CLASSES = {
     "decoder_scheduler": "UnCLIPScheduler",
     "super_res_scheduler": "UnCLIPScheduler",
 }
+TOWERS = {"text": "text_encoder", "vision": "image_encoder"}
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
 )  # fmt: skip
 SAMPLER = "ddpm"
 
 
-def load_karlo(
-    folder: Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
-) -> DALLe2:
+def load_karlo(folder: Path, placement: Placement | None = None) -> DALLe2:
     """A pipeline of the folder's parts, which are read when they are first used.
 
     Raises CheckpointError for a folder that lacks a part or has one of an unknown class; when a part is first used for
     one that is damaged, lacks tensors, or has settings that are not known here.
     """
-    parts = KarloParts(folder)
+    parts = KarloParts(folder, placement)
     parts.check()
-    return pipeline_of(parts, device=device, dtype=dtype, fingerprint=sha256(folder / INDEX))
+    return pipeline_of(parts, fingerprint=sha256(folder / INDEX))
 
 
-def pipeline_of(
-    parts: "KarloParts", *, device: str | torch.device, dtype: str | torch.dtype, fingerprint: str = ""
-) -> DALLe2:
+def pipeline_of(parts: "KarloParts", *, fingerprint: str = "") -> DALLe2:
     """The pipeline of some parts, sampled as Karlo is."""
     return DALLe2(
-        parts.prior if parts.has("prior") else None,
-        parts.decoder,
+        Shelved(parts.prior, parts.prior_weights) if parts.has("prior") else None,
+        Shelved(parts.decoder, parts.decoder_weights),
         parts.encoder,
-        upsampler_paths=[parts.upsampler],
-        device=device,
-        dtype=dtype,
+        upsampler_paths=[Shelved(parts.upsampler, parts.upsampler_weights)],
+        device=parts.device,
+        dtype=parts.dtype,
+        low_memory=parts.placement.low_memory,
+        compiled=parts.placement.compiled,
         defaults=StageDefaults(sampler={"prior": SAMPLER, "decoder": SAMPLER, "upsampler": SAMPLER}),
         name=parts.folder.name,
         fingerprint=fingerprint,
@@ -87,10 +90,15 @@ def pipeline_of(
 
 
 class KarloParts:
-    """The parts of a folder as ours. What they share, the text encoder, is read once."""
+    """The parts of a folder as ours. What they share, the text encoder, is read once, and is in float32.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `prior`, `decoder` and `upsampler` are built without their weights, which the functions beside them read.
+    """
+
+    def __init__(self, folder: Path, placement: Placement | None = None) -> None:
+        self.folder, self.placement = folder, placement or Placement()
+        self.device = choose_device(self.placement.device)
+        self.dtype = choose_dtype(self.placement.dtype, self.device, large=True)
 
     def check(self) -> None:
         """Raises CheckpointError for what `load_karlo` refuses."""
@@ -116,7 +124,8 @@ class KarloParts:
 
     def encoder(self) -> CLIPEncoder:
         """Texts, and pictures where the folder has an image encoder, to raw embeddings."""
-        return CLIPEncoder(self.clip, tokenizer=self.tokenizer)
+        device = None if self.placement.low_memory else self.device
+        return CLIPEncoder(self.clip, tokenizer=self.tokenizer, device=device)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -126,13 +135,26 @@ class KarloParts:
     @cached_property
     def clip(self) -> CLIP:
         """Both towers, or the one for texts."""
-        model = CLIP(self.clip_config)
-        tensors = self.tensors("text_encoder")
-        if self.has("image_encoder"):
-            tensors |= self.tensors("image_encoder")
-        made = convert_tensors(tensors) | {"log_scale": model.log_scale.detach()}
-        load_tensors(model, made, self.folder)
-        return model.eval().requires_grad_(False)
+        model = empty(lambda: CLIP(self.clip_config)).eval().requires_grad_(False)
+        parts = [part for part in TOWERS.values() if self.has(part)]
+        shapes = {name: value.to("meta") for part in parts for name, value in self.tensors(part).items()}
+        check_tensors(model, convert_tensors(shapes) | {"log_scale": model.log_scale}, self.folder)
+        model.log_scale = nn.Parameter(torch.tensor(log(self.clip_config.logit_scale)), requires_grad=False)
+        for name in TOWERS:
+            if getattr(model, name) is not None:
+                part = Shelved(partial(getattr, model, name), partial(self._tower_weights, name))
+                _ = part.resting(self.device) if self.placement.low_memory else part()
+        return model
+
+    def _tower_weights(self, name: str, tower: nn.Module) -> dict[str, Tensor]:
+        """A tower's weights by its own names."""
+        made, own = convert_tensors(self.tensors(TOWERS[name])), tower.state_dict()
+        return {inner: like(made[f"{name}.{inner}"].float(), value) for inner, value in own.items()}
+
+    def _text(self) -> dict[str, Tensor]:
+        """The text encoder's weights: those that it has, so that they are shared, else the files'."""
+        tower = self.clip.text
+        return self._tower_weights("text", tower) if tower.positions.is_meta else tower.state_dict()
 
     @cached_property
     def clip_config(self) -> CLIPConfig:
@@ -163,17 +185,28 @@ class KarloParts:
         """The tokens of the empty caption, which stands for none."""
         return tuple(self.tokenizer([""])[0].tolist())
 
+    @cached_property
+    def null_text(self) -> Float[Tensor, "d"]:
+        """The embedding of the empty caption."""
+        with at_work(self.clip.text):
+            tokens = torch.tensor([self.empty], device=next(self.clip.text.parameters()).device)
+            return self.clip.encode_text(tokens)[0].cpu()
+
     def prior(self) -> Prior:
         """The prior."""
         tensors = self.tensors("prior")
         mean, std = settings.whitening(tensors, self.folder / "prior")
         values = settings.prior(self.config("prior"), self.config("prior_scheduler"), self.text, self.empty, mean, std)
         config = _parsed(PriorConfig, values, self.folder / "prior")
-        model = _empty(partial(Prior.from_config, config))
-        null = self.clip.encode_text(torch.tensor([self.empty]))[0]
-        further = {"null_text": null, **self._captions()}
-        fill(model, self._prior_pairs(config), tensors, self.folder / "prior", further=further)
-        return model.eval().requires_grad_(False)
+        model = empty(partial(Prior.from_config, config))
+        check(model, self._prior_pairs(config), tensors, self.folder / "prior")
+        return model
+
+    def prior_weights(self, model: Prior) -> dict[str, Tensor]:
+        """Its weights."""
+        further = {"null_text": self.null_text, **self._captions()}
+        pairs, mapped = self._prior_pairs(model.config), self.dtype == torch.float32
+        return self._converted(model, pairs, self.tensors("prior"), further, mapped=mapped)
 
     def decoder(self) -> Decoder:
         """The decoder, with what the folder has beside it."""
@@ -183,12 +216,18 @@ class KarloParts:
             self.empty,
         )  # fmt: skip
         config = _parsed(DecoderConfig, values, self.folder / "decoder")
-        model = _empty(partial(Decoder.from_config, config))
+        model = empty(partial(Decoder.from_config, config))
+        check(model, self._decoder_pairs(config.unet), self._decoder_tensors(), self.folder / "decoder")
+        return model
+
+    def decoder_weights(self, model: Decoder) -> dict[str, Tensor]:
+        """Its weights."""
+        further = {"network.pool_text.weight": self._text()["projection.weight"], **self._captions()}
+        return self._converted(model, self._decoder_pairs(model.config.unet), self._decoder_tensors(), further)
+
+    def _decoder_tensors(self) -> dict[str, Tensor]:
         beside = {f"{TEXT}.{name}": value for name, value in self.tensors("text_proj").items()}
-        further = {"network.pool_text.weight": self.clip.text.projection.weight.detach(), **self._captions()}
-        tensors = self.tensors("decoder") | beside
-        fill(model, self._decoder_pairs(config.unet), tensors, self.folder / "decoder", further=further)
-        return model.eval().requires_grad_(False)
+        return self.tensors("decoder") | beside
 
     def upsampler(self) -> Upsampler:
         """Super-resolution, with the network of its last step."""
@@ -196,12 +235,25 @@ class KarloParts:
         small = self.config("decoder").get("sample_size")
         values = settings.upsampler(first, last, self.config("super_res_scheduler"), small)
         config = _parsed(UpsamplerConfig, values, self.folder / "super_res_first")
-        model = _empty(partial(Upsampler.from_config, config))
-        assert model.last is not None
-        first_steps = nn.ModuleDict({"time": model.time, "network": model.network})
-        for part, network in (("super_res_first", first_steps), ("super_res_last", model.last)):
-            fill(network, self._upsampler_pairs(part, config.unet), self.tensors(part), self.folder / part)
-        return model.eval().requires_grad_(False)
+        model = empty(partial(Upsampler.from_config, config))
+        for part, (_, network) in _networks(model).items():
+            check(network, self._upsampler_pairs(part, config.unet), self.tensors(part), self.folder / part)
+        return model
+
+    def upsampler_weights(self, model: Upsampler) -> dict[str, Tensor]:
+        """Its weights."""
+        made: dict[str, Tensor] = {}
+        for part, (prefix, network) in _networks(model).items():
+            pairs, dtype = self._upsampler_pairs(part, model.config.unet), torch.float32 if prefix else None
+            own = self._converted(network, pairs, self.tensors(part), dtype=dtype)
+            made |= {prefix + name: value for name, value in own.items()}
+        return made
+
+    def _converted(
+        self, model: nn.Module, pairs: list[Pair], tensors: Mapping[str, Tensor],
+        further: Mapping[str, Tensor] | None = None, *, dtype: torch.dtype | None = None, mapped: bool = False,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        return converted(model, pairs, tensors, dtypes(model, dtype or self.dtype), further, mapped=mapped)
 
     def _prior_pairs(self, config: PriorConfig) -> list[Pair]:
         return prior_pairs(config.depth)
@@ -215,8 +267,8 @@ class KarloParts:
 
     def _captions(self) -> dict[str, Tensor]:
         """The text encoder under the names that prior and decoder have for it; shared, not copied."""
-        text = self.clip.text.state_dict()
-        return {f"caption.{name}": value for name, value in text.items() if not name.startswith("projection")}
+        text = self._text().items()
+        return {f"caption.{name}": value for name, value in text if not name.startswith("projection")}
 
     def config(self, part: str) -> dict[str, Any]:
         """A part's settings."""
@@ -231,10 +283,11 @@ class KarloParts:
         return read_tensors(found)
 
 
-def _empty(build: Callable[[], M]) -> M:
-    """A model that is about to be filled: it takes no memory and no random numbers."""
-    with torch.device("meta"):
-        return build()
+def _networks(model: Upsampler) -> dict[str, tuple[str, nn.Module]]:
+    """The networks of super-resolution by their part of the folder, with what our names of each begin with."""
+    assert model.last is not None
+    first = nn.ModuleDict({"time": model.time, "network": model.network})
+    return {"super_res_first": ("", first), "super_res_last": ("last.", model.last)}
 
 
 def _parsed(cls: type[S], values: Mapping[str, Any], part: Path) -> S:

@@ -16,6 +16,7 @@ from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.decoder import Decoder
+from dalle_2.models.parts import check_whole
 from dalle_2.models.prior import Prior
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.paths import atomic_write_text, holds_something
@@ -73,6 +74,7 @@ def export_karlo(pipeline: DALLe2, folder: str | Path, *, dtype: torch.dtype | N
 
 def _shaped(pipeline: DALLe2) -> Shaped:
     """Raises UsageError for a pipeline that the layout has no place for."""
+    check_whole(pipeline)
     encoder, prior, decoder, upsamplers = pipeline.clip_encoder, pipeline.prior, pipeline.decoder, pipeline.upsamplers
     model, tokenizer = (getattr(encoder, name, None) for name in ("model", "tokenizer"))
     unet = decoder.config.unet

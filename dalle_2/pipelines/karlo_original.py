@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dalle_2.errors import CheckpointError
@@ -13,6 +12,7 @@ from dalle_2.models.clip import CLIP, CLIPConfig
 from dalle_2.models.clip_loading import load_clip
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.decoder_unet import DecoderUNetConfig
+from dalle_2.models.placement import Placement
 from dalle_2.models.prior import PriorConfig
 from dalle_2.pipelines.karlo import KarloParts, pipeline_of
 from dalle_2.published import KARLO_CLIP
@@ -57,8 +57,7 @@ def load_karlo_original(
     folder: str | Path,
     clip: str | Path = KARLO_CLIP,
     *,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
+    placement: Placement | None = None,
     configs: Mapping[str, Mapping[str, Any]] = PUBLISHED,
 ) -> DALLe2:
     """A pipeline of the files that Karlo's repository links to.
@@ -67,16 +66,18 @@ def load_karlo_original(
     Raises CheckpointError for a file that is missing there twice or not at all, damaged, or of other networks, and as
     `load_clip` does.
     """
-    parts = OriginalParts(Path(folder), clip, configs)
+    parts = OriginalParts(Path(folder), clip, configs, placement)
     parts.check()
-    return pipeline_of(parts, device=device, dtype=dtype)
+    return pipeline_of(parts)
 
 
 class OriginalParts(KarloParts):
-    """The parts as ours, from these files."""
+    """The parts as ours, from these files. CLIP stays in memory."""
 
-    def __init__(self, folder: Path, clip: str | Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
-        super().__init__(folder)
+    def __init__(
+        self, folder: Path, clip: str | Path, configs: Mapping[str, Mapping[str, Any]], placement: Placement | None
+    ) -> None:
+        super().__init__(folder, placement)
         self.source, self.configs = clip, configs
 
     def check(self) -> None:
@@ -102,7 +103,7 @@ class OriginalParts(KarloParts):
         if not isinstance(model, CLIP) or not isinstance(tokenizer, Tokenizer):
             raise CheckpointError(f"{self.source} is no CLIP in the Hugging Face layout, whose text states Karlo needs")
         model.config = model.config.model_copy(update={"normalised": False})
-        return model.eval().requires_grad_(False), tokenizer
+        return model.to(self.device).eval().requires_grad_(False), tokenizer
 
     @cached_property
     def clip(self) -> CLIP:

@@ -1,6 +1,7 @@
 """Denoisers made of denoisers: classifier-free guidance, and thresholding after it."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -57,12 +58,17 @@ def guide(
     listed = [weights] if isinstance(weights, (int, float, Tensor)) else list(weights)
     _check(conditions, listed, max_rows)
 
+    @lru_cache(maxsize=1)  # the very same tensors at every step, so that a network may keep what it makes of them
+    def stacked(used: tuple[int, ...], rows: int) -> list[Condition]:
+        return _stacked([conditions[i] for i in used], rows, max_rows)
+
     def guided(x_t: Tensor, t: Tensor) -> Denoised:
         factors = _factors(listed, x_t)
         used = [
             i for i, factor in enumerate(factors) if i == len(conditions) - 1 or bool((factor != 0).any())
         ]
-        answers = _stacked(network, x_t, t, [conditions[i] for i in used], max_rows)
+        parts = stacked(tuple(used), len(x_t))
+        answers = _answers(network, x_t, t, parts, len(used), max_rows)
         if len(used) == 1:
             return answers[0]
         terms = [per_row(factors[i], x_t, a.x_0.dtype) * a.x_0 for i, a in zip(used, answers, strict=True)]
@@ -129,21 +135,21 @@ def _weight_rows(weight: Weight, rows: int) -> Tensor:
     return column.expand(rows)
 
 
-def _stacked(
-    network: ConditionalDenoiser,
-    x_t: Tensor,
-    t: Tensor,
-    conditions: Sequence[Condition],
-    max_rows: int | None,
-) -> list[Denoised]:
-    """The network's answer to each condition, out of as few calls as `max_rows` allows."""
-    n, rows = len(conditions), len(x_t)
+def _stacked(conditions: Sequence[Condition], rows: int, max_rows: int | None) -> list[Condition]:
+    """All conditions below each other, a row for each of x_t, cut into as few pieces as `max_rows` allows."""
     names = conditions[0].keys()
     batch = {name: torch.cat([_condition_rows(c[name], rows, name) for c in conditions]) for name in names}
-    x, times = torch.cat([x_t] * n), torch.cat([t] * n)
-    size = max_rows or n * rows
-    parts = [slice(i, i + size) for i in range(0, n * rows, size)]
-    answers = [network(x[p], times[p], {name: values[p] for name, values in batch.items()}) for p in parts]
+    size, count = max_rows or len(conditions) * rows, len(conditions) * rows
+    return [{name: values[i : i + size] for name, values in batch.items()} for i in range(0, count, size)]
+
+
+def _answers(
+    network: ConditionalDenoiser, x_t: Tensor, t: Tensor, parts: Sequence[Condition], n: int, max_rows: int | None
+) -> list[Denoised]:
+    """The network's answer to each of n conditions."""
+    size = max_rows or n * len(x_t)
+    xs, times = (torch.split(torch.cat([values] * n), size) for values in (x_t, t))
+    answers = [network(*piece) for piece in zip(xs, times, parts, strict=True)]
     x_0 = torch.cat([a.x_0 for a in answers]).chunk(n)
     variances = [a.variance for a in answers if a.variance is not None]
     variance = torch.cat(variances).chunk(n) if variances else [None] * n

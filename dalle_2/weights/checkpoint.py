@@ -7,6 +7,7 @@ values.
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +112,12 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
 
     Raises CheckpointError naming missing, superfluous and mis-shaped tensors; the module is then unchanged.
     """
+    check_tensors(module, tensors, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raises CheckpointError naming missing, superfluous and mis-shaped tensors; of their data nothing is read."""
     own = module.state_dict()
     problems = [
         *listed("missing", [name for name in own if name not in tensors]),
@@ -123,7 +130,12 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
         raise CheckpointError(
             f"the tensors of {source} don't fit {type(module).__name__}: {'; '.join(problems)}"
         )
-    module.load_state_dict(dict(tensors))
+
+
+def like(value: Tensor, own: Tensor) -> Tensor:
+    """A weight in the memory format of a module's own; it isn't copied if it has that."""
+    last = own.ndim == 4 and own.is_contiguous(memory_format=torch.channels_last)
+    return value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def listed(title: str, names: list[str], most: int = 20) -> list[str]:
@@ -194,7 +206,7 @@ def _read_pickled(path: Path) -> tuple[Any, dict[str, Tensor]]:
 def unpickled(path: Path) -> Any:
     """What torch.save wrote, of plain values and tensors alone. Raises CheckpointError."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} was refused because it is damaged or holds more than plain values and tensors, "

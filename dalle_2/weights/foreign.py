@@ -1,4 +1,4 @@
-"""Weights of another layout into a module of ours: checked by their own names, and taken over without a copy."""
+"""Weights of another layout as those of a module of ours: checked by their own names, copied only if they change."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,29 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from dalle_2.errors import CheckpointError
-from dalle_2.weights.checkpoint import listed
-from dalle_2.weights.layout import Pair, expected, to_ours
+from dalle_2.weights.checkpoint import like, listed
+from dalle_2.weights.layout import Pair, expected
 
 
-def fill(
-    module: nn.Module,
-    pairs: Iterable[Pair],
-    tensors: Mapping[str, Tensor],
-    source: str | Path,
-    *,
-    further: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Puts foreign tensors into a module, which may lie on the meta device.
+def check(module: nn.Module, pairs: Iterable[Pair], tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raises CheckpointError with one list of all tensors that are missing, not known, not numbers or mis-shaped.
 
-    further: tensors under our names that are not in the file. dtype: of the module's weights after it.
-
-    Raises CheckpointError with one list of all tensors that are missing, not known, not numbers or mis-shaped, by the
-    names that they have in `source`.
+    They have the names that they have in `source`. The module may lie on the meta device; of the tensors nothing is
+    read.
     """
     shapes = {name: value.shape for name, value in module.state_dict().items()}
-    used = [pair for pair in pairs if pair.ours in shapes]
-    wanted = expected(used, shapes)
+    wanted = expected([pair for pair in pairs if pair.ours in shapes], shapes)
     problems = [
         *listed("missing", [name for name in wanted if name not in tensors]),
         *listed("not known here", [name for name in tensors if name not in wanted]),
@@ -38,8 +27,33 @@ def fill(
     ]
     if problems:
         raise CheckpointError(f"the tensors of {source} don't fit: {'; '.join(problems)}")
-    made = to_ours(used, tensors) | dict(further or {})
-    module.load_state_dict({name: value.to(dtype) for name, value in made.items()}, assign=True)
+
+
+def converted(
+    module: nn.Module,
+    pairs: Iterable[Pair],
+    tensors: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+    further: Mapping[str, Tensor] | None = None,
+    *,
+    mapped: bool,
+) -> dict[str, Tensor]:
+    """Checked foreign tensors as weights of the module, each in its dtype and in the memory format of the module's own.
+
+    further: tensors under our names that are not in the file. mapped: those of the file that change in nothing stay
+    mapped; else they are copied, so that the file with all that is of no more use can go.
+    """
+    own = module.state_dict()
+    made = {name: like(value.to(dtypes[name]), own[name]) for name, value in (further or {}).items()}
+    for pair in pairs:
+        if (name := pair.ours) in own:
+            value = like(pair.joined([tensors[part].to(dtypes[name]) for part in pair.theirs]), own[name])
+            made[name] = value if mapped or not _shares(value, tensors[pair.theirs[0]]) else value.clone()
+    return made
+
+
+def _shares(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _misshaped(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -44,11 +44,6 @@ def layers(ours: str, *theirs: str, to_ours: Way | None = None, to_theirs: Way |
     ]
 
 
-def to_ours(pairs: Iterable[Pair], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors, made of theirs, which must be there."""
-    return {pair.ours: pair.joined([tensors[name] for name in pair.theirs]) for pair in pairs}
-
-
 def to_theirs(pairs: Iterable[Pair], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors, made of ours; those that ours lacks are left out."""
     made: dict[str, Tensor] = {}

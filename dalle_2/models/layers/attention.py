@@ -97,6 +97,17 @@ class SelfAttention(nn.Module):
         k_BHNK, v_BHNK = store_2BHMK[:, :, :, : position + 1].unbind(0)
         return self.out(attend(qkv_B3HK[:, 0, :, None], k_BHNK, v_BHNK, keep=bias).reshape(B, 1, D))
 
+    def after(
+        self,
+        x_BND: Float[Tensor, "B N D"],
+        store_2BHMK: Float[Tensor, "2 B H M K"],
+        keep: Bool[Tensor, "B 1 N M_and_N"],
+    ) -> Float[Tensor, "B N D"]:
+        """What `forward` gives for tokens behind those in the store."""
+        q_BHNK, k_BHNK, v_BHNK = self._heads_of(x_BND)
+        k_BHMK, v_BHMK = (torch.cat(both, 2) for both in zip(store_2BHMK, (k_BHNK, v_BHNK), strict=True))
+        return self._merged(attend(q_BHNK, k_BHMK, v_BHMK, keep=keep))
+
     def _heads_of(self, x_BND: Float[Tensor, "B N D"]) -> tuple[Tensor, ...]:
         return rearrange(self.qkv(x_BND), "B N (three H K) -> three B H N K", three=3, H=self.heads).unbind(0)
 

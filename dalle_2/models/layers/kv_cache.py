@@ -45,6 +45,14 @@ class KVCache:
             raise UsageError(f"this cache holds {self.tokens} tokens, got {self.length}: make a longer one")
         return begin
 
+    def seen_by(self, count: int) -> Bool[Tensor, "B 1 {count} N"]:
+        """What each of the next `count` tokens looks at: those read so far but for padding, and those up to itself."""
+        rows, device = self.stores[0].shape[1], self.stores[0].device
+        keep = torch.ones(rows, 1, count, self.length + count, dtype=torch.bool, device=device).tril(self.length)
+        if self.valid is not None:
+            keep[..., : self.valid.shape[1]] &= self.valid[:, None, None]
+        return keep
+
     def bias(self) -> Float[Tensor, "B 1 1 N"] | None:
         """What the newest token's scores are given for padding; None where there is none."""
         return None if self._bias is None else self._bias[..., : self.length]

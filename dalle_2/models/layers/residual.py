@@ -57,7 +57,7 @@ class ResidualBlock(nn.Module):
         self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b c2 h2 w2"]:
         """`embedding` has already passed through SiLU: one activation serves every block."""
-        h = F.silu(self.norm_in(x))
+        h = silu(self.norm_in(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv_in(h)
@@ -67,7 +67,12 @@ class ResidualBlock(nn.Module):
             h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
         else:
             h = self.norm_out(h + shift)
-        return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
+        return self.skip(x) + self.conv_out(self.dropout(silu(h)))
+
+
+def silu(fresh: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """SiLU of what nobody else looks at: without gradients in its place, which spares a map of full size."""
+    return F.silu(fresh, inplace=not torch.is_grad_enabled())
 
 
 def halved(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:

@@ -1,5 +1,7 @@
 """Self-attention over the positions of a feature map, with extra context as keys and values."""
 
+from typing import TypeAlias
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -8,6 +10,8 @@ from torch.nn import functional as F
 
 from dalle_2.models.layers.init import zeroed
 from dalle_2.models.layers.residual import group_norm
+
+KeysValues: TypeAlias = tuple[Float[Tensor, "b heads m k"], Float[Tensor, "b heads m k"]]
 
 
 def heads_of(channels: int, head_channels: int) -> int:
@@ -32,20 +36,24 @@ class SpatialAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b c h w"],
-        context: Float[Tensor, "b m d"] | None = None,
+        context: KeysValues | None = None,
         keep: Bool[Tensor, "b 1 1 m_and_n"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """keep: False at context tokens, which come before the positions, that nothing may look at."""
+        """context: of `read`. keep: False at its tokens, which come before the positions, that nothing may look at."""
         height = x.shape[2]
         tokens = rearrange(self.norm(x), "B C h w -> B (h w) C")
         q_BHNK, k_BHNK, v_BHNK = rearrange(
             self.to_qkv(tokens), "B N (three H K) -> three B H N K", three=3, H=self.heads
         )
-        if self.to_context_kv is not None and context is not None:
-            extra_k, extra_v = rearrange(
-                self.to_context_kv(context), "B M (two H K) -> two B H M K", two=2, H=self.heads
-            )
-            k_BHNK, v_BHNK = torch.cat([extra_k, k_BHNK], 2), torch.cat([extra_v, v_BHNK], 2)
+        if context is not None:
+            k_BHNK, v_BHNK = torch.cat([context[0], k_BHNK], 2), torch.cat([context[1], v_BHNK], 2)
         y = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, attn_mask=keep)
         y = self.to_out(rearrange(y, "B H N K -> B N (H K)"))
         return x + rearrange(y, "B (h w) C -> B C h w", h=height)
+
+    def read(self, context: Float[Tensor, "b m d"] | None) -> KeysValues | None:
+        """Keys and values of context tokens, which are the same at every step; None where there are none."""
+        if self.to_context_kv is None or context is None:
+            return None
+        k_BHMK, v_BHMK = rearrange(self.to_context_kv(context), "B M (two H K) -> two B H M K", two=2, H=self.heads)
+        return k_BHMK, v_BHMK

@@ -56,6 +56,8 @@ class TextStates(NamedTuple):
 class TextTransformer(nn.Module):
     """A causal transformer over the tokens of a caption."""
 
+    in_float32 = True
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config

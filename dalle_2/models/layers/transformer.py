@@ -79,6 +79,12 @@ class Block(nn.Module):
         """What `forward` gives at the token of that position, those before it being in the store."""
         return self._mixed(x, self.attention.step(self.norm_1(x), store, position, bias))
 
+    def after(
+        self, x: Float[Tensor, "b n d"], store: Float[Tensor, "2 b h m k"], keep: Bool[Tensor, "b 1 n m_and_n"]
+    ) -> Float[Tensor, "b n d"]:
+        """What `forward` gives behind the tokens in the store, which stays as it is."""
+        return self._mixed(x, self.attention.after(self.norm_1(x), store, keep))
+
     def _mixed(self, x: Float[Tensor, "b n d"], attended: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.norm_2(x)))
@@ -170,6 +176,13 @@ class Transformer(nn.Module):
         position, bias = cache.advance(1), cache.bias()
         for block, store in zip(self.blocks, cache.stores, strict=True):
             x = block.step(x, store, position, bias)  # type: ignore[operator]
+        return x
+
+    def after(self, x: Float[Tensor, "b n d"], cache: KVCache) -> Float[Tensor, "b n d"]:
+        """What `forward` gives for tokens behind those that the cache holds; it stays as it is."""
+        keep = cache.seen_by(x.shape[1])
+        for block, store in zip(self.blocks, cache.stores, strict=True):
+            x = block.after(x, store[:, :, :, : cache.length], keep)  # type: ignore[operator]
         return x
 
     def _keep(self, valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:

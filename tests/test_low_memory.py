@@ -1,0 +1,204 @@
+"""Weights that are in memory only while they work, dtypes, and compiled networks: the pictures don't tell."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import karlo_rig
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import dalle_2
+from dalle_2 import DALLe2
+from dalle_2.cli.main import main
+from dalle_2.errors import CheckpointError, UsageError
+from dalle_2.models.decoder_unet import DecoderUNet
+from dalle_2.models.prior_transformer import PriorTransformer
+from dalle_2.models.rest import at_work, resting, widened
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+PROMPTS = ["a red fox", "green"]
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("karlo")
+    karlo_rig.build(home)
+    return home
+
+
+def load(folder: Path, dtype: str = "fp32", **wishes: bool) -> DALLe2:
+    return dalle_2.load(folder, device="cpu", dtype=dtype, **wishes)
+
+
+def parts(pipeline: DALLe2) -> dict[str, nn.Module]:
+    clip: Any = pipeline.clip_encoder
+    assert pipeline.prior is not None
+    return {
+        "text": clip.model.text, "vision": clip.model.vision, "prior": pipeline.prior, "decoder": pipeline.decoder,
+        f"upsampler-{karlo_rig.LARGE}": pipeline.upsamplers[0],
+    }  # fmt: skip
+
+
+def present(pipeline: DALLe2) -> set[str]:
+    """The parts that have their weights."""
+    return {name for name, part in parts(pipeline).items() if not any(p.is_meta for p in part.parameters())}
+
+
+# In memory only at work
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_low_memory_gives_the_same_pictures_bit_for_bit(folder: Path, dtype: str) -> None:
+    whole, lean = load(folder, dtype), load(folder, dtype, low_memory=True)
+    seen: dict[str, set[str]] = {}
+    drawn = lean.generate(PROMPTS, STEPS, seeds=1, on_step=lambda name, step: seen.update({name: present(lean)}))
+    assert torch.equal(drawn, whole.generate(PROMPTS, STEPS, seeds=1))
+    assert seen == {name: {name} for name in ("prior", "decoder", f"upsampler-{karlo_rig.LARGE}")}
+    picture = Image.new("RGB", (16, 16), "red")
+    assert torch.equal(lean.encode_images([picture]), whole.encode_images([picture]))
+    assert not present(lean)
+    assert present(whole) == {*parts(whole)}
+
+
+def test_in_our_own_folders_too(micro_pipeline: Path) -> None:
+    whole, lean = load(micro_pipeline), load(micro_pipeline, low_memory=True)
+    assert torch.equal(lean.generate(["a red circle"], seeds=1), whole.generate(["a red circle"], seeds=1))
+    assert all(weight.is_meta for weight in lean.decoder.parameters())
+
+
+def test_a_bad_file_is_refused_before_anything_is_drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dalle_2.pipelines.karlo import KarloParts
+
+    read = KarloParts.tensors
+    monkeypatch.setattr(
+        KarloParts, "tensors", lambda self, part: {n: t for n, t in read(self, part).items() if n != "conv_in.weight"}
+    )
+    with pytest.raises(CheckpointError, match=r"missing \(1\): conv_in.weight"):
+        load(folder, low_memory=True).generate(PROMPTS, on_step=lambda *_: pytest.fail("a step was done"))
+
+
+def test_the_commands_take_it(
+    micro_pipeline: Path, workdir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda call: call)
+    command = ["a red circle", "--pipeline", str(micro_pipeline), "--device", "cpu", "--dtype", "fp32", "--seed", "3"]
+    for wishes in ([], ["--low-memory", "--compile"]):
+        assert main(["generate", *command, *wishes]) == 0
+    pictures = [Image.open(path).tobytes() for path in sorted((workdir / "generations").glob("*.png"))]
+    assert len(pictures) == 2
+    assert pictures[0] == pictures[1]
+    assert capfd.readouterr().err.count("compiling, the first step beyond the others: prior") == 1
+
+
+def test_what_is_not_in_memory_is_not_written(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="without low_memory"):
+        dalle_2.save(load(folder, low_memory=True), tmp_path / "saved")
+
+
+def test_a_part_may_rest_on_another_device() -> None:
+    """As the CPU's memory is for a CUDA device; the meta device stands for that here."""
+    layer = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    resting(layer, torch.device("meta"))
+    assert {value.device.type for value in layer.state_dict().values()} == {"cpu"}
+    with at_work(layer), at_work(layer):
+        assert {value.device.type for value in layer.state_dict().values()} == {"meta"}
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+@torch.no_grad()
+def test_large_pictures_go_through_one_by_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dalle_2.models import upsampler as home
+
+    upsampler = load(folder).upsamplers[0]
+    small, x = torch.randn(3, 3, karlo_rig.SIZE, karlo_rig.SIZE), torch.randn(3, 3, karlo_rig.LARGE, karlo_rig.LARGE)
+    t, rows = torch.full((3,), 500), list[int]()
+    upsampler.network.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    together = upsampler.denoiser(None, low_res=small)(x, t).x_0
+    monkeypatch.setattr(home, "MAP_ON_CPU", 32 * karlo_rig.LARGE**2)
+    alone = upsampler.denoiser(None, low_res=small)(x, t).x_0
+    assert rows == [3, 1, 1, 1]
+    assert float((alone - together).abs().max()) < 1e-5  # of pictures, which rest on 1e-6 of noise
+
+
+# Dtypes
+
+
+def test_what_is_delicate_stays_in_float32(folder: Path) -> None:
+    pipeline = load(folder, "bf16")
+    upsampler, decoder = pipeline.upsamplers[0], pipeline.decoder
+    assert upsampler.last is not None
+    assert {weight.dtype for weight in upsampler.last.parameters()} == {torch.float32}
+    assert decoder.network.conv_in.weight.dtype == torch.bfloat16
+    assert decoder.network.norm_out.weight.dtype == decoder.time.mlp[0].weight.dtype == torch.float32
+    said: dict[str, set[torch.dtype]] = {}
+    watched = {"last": upsampler.last, "first": upsampler.network, "time": decoder.time, "text": decoder.caption}
+    for name, module in watched.items():
+        forward = "states" if name == "text" else "forward"
+        own = getattr(module, forward)
+
+        def watching(*given: Any, name: str = name, own: Any = own, **named: Any) -> Any:
+            answer = own(*given, **named)
+            said.setdefault(name, set()).add(answer.dtype)
+            return answer
+
+        setattr(module, forward, watching)
+    steps: set[torch.dtype] = set()
+    pipeline.generate(PROMPTS, STEPS, seeds=1, on_step=lambda _, step: steps.update({step.x_0.dtype, step.x_s.dtype}))
+    assert said == {"first": {torch.bfloat16}} | {name: {torch.float32} for name in ("last", "time", "text")}
+    assert steps == {torch.float32}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_a_file_is_mapped_only_while_its_weights_are_used(folder: Path) -> None:
+    wide, narrow = load(folder), load(folder, "bf16")
+    path = str(folder / "prior" / "diffusion_pytorch_model.safetensors")
+    for pipeline, mapped in ((narrow, False), (wide, True)):
+        assert pipeline.prior is not None
+        assert (path in Path("/proc/self/maps").read_text()) == mapped
+
+
+@torch.no_grad()
+def test_a_network_in_bfloat16_says_nearly_the_same(folder: Path) -> None:
+    z, x, t = torch.randn(2, karlo_rig.DIM), torch.randn(2, 3, karlo_rig.SIZE, karlo_rig.SIZE), torch.tensor([9, 500])
+    answers = []
+    for dtype in ("fp32", "bf16"):
+        decoder = load(folder, dtype).decoder
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            answers.append(decoder(x, z, decoder.time(t)).float())
+    assert float((answers[0] - answers[1]).abs().max() / answers[0].abs().max()) < 0.03
+
+
+def test_what_overflows_is_done_again_in_float32(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load(folder, "bf16")
+    convolution = pipeline.decoder.network.conv_out
+    own, dtypes = convolution.forward, []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        dtypes.append(convolution.weight.dtype)
+        return own(x) * (float("inf") if dtypes[-1] == torch.bfloat16 else 1)
+
+    monkeypatch.setattr(convolution, "forward", forward)
+    assert pipeline.generate(PROMPTS[:1], 1, seeds=1).isfinite().all()
+    assert dtypes == [torch.bfloat16, torch.float32]
+    assert convolution.weight.dtype == torch.bfloat16
+    with widened(pipeline.decoder):
+        assert {weight.dtype for weight in pipeline.decoder.parameters()} == {torch.float32}
+
+
+# Compiled
+
+
+def test_every_network_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda call: compiled.append(call.__self__) or call)
+    pipeline = load(folder, compiled=True)
+    expected = load(folder).generate(PROMPTS, STEPS, seeds=1)
+    assert torch.equal(pipeline.generate(PROMPTS, STEPS, seeds=1), expected)
+    assert Counter(map(type, compiled)) == {PriorTransformer: 1, DecoderUNet: 3}
