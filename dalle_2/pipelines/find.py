@@ -16,6 +16,8 @@ ORIGINAL = "decoder-ckpt*.ckpt"  # and one of Karlo's own files
 PUBLISHED = {
     "karlo": "kakaobrain/karlo-v1-alpha",
     "karlo-variations": "kakaobrain/karlo-v1-alpha-image-variations",
+    "kandinsky-2.1-prior": "kandinsky-community/kandinsky-2-1-prior",
+    "kandinsky-2.2-prior": "kandinsky-community/kandinsky-2-2-prior",
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ["*.json", "*.txt", "*.safetensors", "README.md"]
