@@ -13,6 +13,11 @@ from dalle_2.pipelines.manifest import MANIFEST
 DEFAULT = "shapes-tiny"
 FOREIGN = "model_index.json"  # what a folder in the layout of diffusers has in place of our manifest
 ORIGINAL = "decoder-ckpt*.ckpt"  # and one of Karlo's own files
+GLIDE = {  # the files of OpenAI's GLIDE, by role
+    "decoder": "base.pt", "upsampler": "upsample.pt",
+    "decoder-inpaint": "base_inpaint.pt", "upsampler-inpaint": "upsample_inpaint.pt",
+}  # fmt: skip
+GLIDE_DRAWS = [GLIDE["decoder"], GLIDE["decoder-inpaint"]]  # of which one must be there
 PUBLISHED = {
     "karlo": "kakaobrain/karlo-v1-alpha",
     "karlo-variations": "kakaobrain/karlo-v1-alpha-image-variations",
@@ -49,8 +54,17 @@ def find_pipeline(source: str | os.PathLike[str]) -> Path:
 
 
 def holds_pipeline(folder: Path) -> bool:
-    """Whether a folder has the index of a pipeline, of ours or of diffusers', or Karlo's own files."""
-    return any((folder / name).is_file() for name in (MANIFEST, FOREIGN)) or any(folder.glob(ORIGINAL))
+    """Whether a folder has the index of a pipeline, of ours or of diffusers', or Karlo's own files or GLIDE's."""
+    return _indexed(folder) or any(folder.glob(ORIGINAL)) or holds_glide(folder)
+
+
+def holds_glide(folder: Path) -> bool:
+    """Whether a folder has GLIDE's own files and no index of another pipeline."""
+    return not _indexed(folder) and any((folder / name).is_file() for name in GLIDE_DRAWS)
+
+
+def _indexed(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (MANIFEST, FOREIGN))
 
 
 def known_pipelines() -> Mapping[str, Path]:

@@ -20,7 +20,7 @@ from dalle_2.models.parts import ALTERNATIVES, PRIORS
 from dalle_2.models.stages import StageDefaults, named
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.card import default_card
-from dalle_2.pipelines.find import FOREIGN, find_pipeline
+from dalle_2.pipelines.find import FOREIGN, find_pipeline, holds_glide
 from dalle_2.pipelines.kandinsky import PIPELINES as KANDINSKY
 from dalle_2.pipelines.kandinsky import load_kandinsky
 from dalle_2.pipelines.karlo import load_karlo, read_json
@@ -42,10 +42,16 @@ def load(
     The folder may be one of ours, a Karlo in the layout of diffusers, one of Karlo's own files, or one of Kandinsky's
     priors, which come without a decoder.
 
-    Raises UsageError for an unknown pipeline, HubError for one that can't be fetched, CheckpointError for a folder
-    that lacks a part, and when a part is first used for one that is damaged or isn't the one pipeline.json describes.
+    Raises UsageError for an unknown pipeline and for GLIDE, which is none of these, HubError for one that can't be
+    fetched, CheckpointError for a folder that lacks a part, and when a part is first used for one that is damaged or
+    isn't the one pipeline.json describes.
     """
     folder = find_pipeline(source)
+    if holds_glide(folder):
+        raise UsageError(
+            f"{folder} holds GLIDE, which draws from captions alone and is no unCLIP: dalle2 generate takes it, and "
+            "load_glide of dalle_2.pipelines.glide"
+        )
     if not (folder / MANIFEST).is_file():
         return _foreign_loader(folder)(folder, device=device, dtype=dtype)
     manifest = read_manifest(folder)
