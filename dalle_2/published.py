@@ -28,7 +28,7 @@ class Published(NamedTuple):
     pipeline: bool = False
 
 
-MIT = Licence("MIT")
+MIT, APACHE = Licence("MIT"), Licence("Apache-2.0")
 OPEN_RAIL_M = Licence(
     "CreativeML Open RAIL-M",
     "https://github.com/kakaobrain/karlo/blob/main/LICENSE",
@@ -55,6 +55,22 @@ PUBLISHED = (
     Published(
         "karlo-original", "Karlo's own .ckpt files, with clip-vit-l-14: text to picture, and variations too",
         OPEN_RAIL_M, 13.2, None, "https://github.com/kakaobrain/karlo",
+    ),
+    Published(
+        "kandinsky-2.1-prior", "captions to image embeddings of CLIP ViT-L/14, those of Karlo's decoder", APACHE,
+        5.8, "kandinsky-community/kandinsky-2-1-prior", f"{HUB}/kandinsky-community/kandinsky-2-1-prior", pipeline=True,
+    ),
+    Published(
+        "kandinsky-2.2-prior", "captions to image embeddings of CLIP ViT-bigG/14", APACHE, 14.3,
+        "kandinsky-community/kandinsky-2-2-prior", f"{HUB}/kandinsky-community/kandinsky-2-2-prior", pipeline=True,
+    ),
+    Published(
+        "glide", "text to picture at 256 pixels, and into holes; four networks and a vocabulary", MIT, 3.1, None,
+        "https://github.com/openai/glide-text2im",
+    ),
+    Published(
+        "dall-e-dvae", "pictures of 256 pixels to 1,024 codes of 8,192 and back", MIT, 0.39, None,
+        "https://github.com/openai/DALL-E",
     ),
     Published(
         "clip-vit-b-32", "OpenCLIP's encoder of texts and pictures that training on folders uses", MIT, 0.61,

@@ -134,10 +134,12 @@ def _made(
 ) -> None:  # fmt: skip
     """Makes and saves the pictures batch by batch; with `best_of` all of them, and then the best."""
     with loading(pipeline.name, quiet=run.quiet):
-        from dalle_2.inference.generate import generations, new_seed, plan_of, prompt_warnings, repeated
-        from dalle_2.pipelines.folder import load
+        from dalle_2.inference.generate import generations, load_drawing, new_seed, plan_of, prompt_warnings, repeated
+        from dalle_2.models.dalle2 import DALLe2
 
-        loaded = load(pipeline, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled)
+        loaded = load_drawing(pipeline, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled)
+        if best_of > 1 and not isinstance(loaded, DALLe2):
+            raise UsageError("GLIDE has no CLIP to choose the best by: leave --best-of out")
         plan, doubts = plan_of(loaded, settings), prompt_warnings(loaded, prompts)
     for doubt in doubts:
         typer.echo(f"dalle2: warning: {doubt}", err=True)
@@ -147,7 +149,7 @@ def _made(
     first = new_seed() if seed is None else seed
     with stage_progress(totals, quiet=run.quiet, compiled=compiled) as progress:
         made = generations(loaded, listed, first, settings, on_step=progress.step)
-        if best_of > 1:
+        if best_of > 1 and isinstance(loaded, DALLe2):
             from dalle_2.inference.rerank import reranked
 
             made = iter(reranked(loaded, list(made), n, of=n * best_of))

@@ -16,20 +16,26 @@ from dalle_2.images import to_pils
 from dalle_2.inference.generation import Generation, GenerationSettings
 from dalle_2.inference.record import record
 from dalle_2.models.dalle2 import DALLe2, OnStep
+from dalle_2.models.glide import Glide
 from dalle_2.models.stages import StageSettings
-from dalle_2.pipelines.find import DEFAULT
+from dalle_2.pipelines.find import DEFAULT, find_pipeline, holds_glide
 from dalle_2.pipelines.folder import load
+from dalle_2.pipelines.glide import load_glide
 from dalle_2.text.prompts import check_prompts
 from dalle_2.text.tokenizer import Tokenizer
 
 SEEDS = 2**32
 WORDS_SHOWN = 12
 SHORTEST_SHOWN = 3  # letters; shorter words are articles and the like
+# Settings that only an unCLIP has a use for.
+UNCLIP = (
+    "use_prior", "prior", "candidates", "text_guidance", "thresholding", "noise_level", "tile", "overlap", "tokens",
+)  # fmt: skip
 
 
 def generate(
     prompts: Sequence[str],
-    pipeline: str | os.PathLike[str] | DALLe2 = DEFAULT,
+    pipeline: str | os.PathLike[str] | DALLe2 | Glide = DEFAULT,
     *,
     n: int = 1,
     seed: int | None = None,
@@ -41,15 +47,31 @@ def generate(
     Warns of words that the pipeline never saw. Raises what `dalle_2.load` and `DALLe2.generate` raise.
     """
     listed = check_prompts(prompts)
-    loaded = pipeline if isinstance(pipeline, DALLe2) else load(pipeline)
+    loaded = pipeline if isinstance(pipeline, DALLe2 | Glide) else load_drawing(pipeline)
     for warning in prompt_warnings(loaded, listed):
         warnings.warn(warning, stacklevel=2)
     made = generations(loaded, repeated(listed, n), seed, settings or GenerationSettings(), on_step=on_step)
     return [generation.image for generation in made]
 
 
+def load_drawing(
+    source: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto", low_memory: bool = False,
+    compiled: bool = False,
+) -> DALLe2 | Glide:  # fmt: skip
+    """What draws pictures of prompts: a pipeline that `dalle_2.load` knows, or GLIDE in a folder.
+
+    Raises UsageError for low_memory and compiled with GLIDE.
+    """
+    folder = find_pipeline(source)
+    if not holds_glide(folder):
+        return load(folder, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled)
+    if low_memory or compiled:
+        raise UsageError("GLIDE knows neither --low-memory nor --compile: leave them out")
+    return load_glide(folder, device=device, dtype=dtype)
+
+
 def generations(
-    pipeline: DALLe2,
+    pipeline: DALLe2 | Glide,
     prompts: Sequence[str],
     seed: int | None = None,
     settings: GenerationSettings | None = None,
@@ -70,29 +92,34 @@ def generations(
             yield Generation(start + k, part[k], first + start + k, image, metadata)
 
 
-def plan_of(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, StageSettings]:
+def plan_of(pipeline: DALLe2 | Glide, settings: GenerationSettings) -> dict[str, StageSettings]:
     """What each stage of a run will do. Loads the parts; raises UsageError for what doesn't fit them."""
     return pipeline.settings(**_arguments(pipeline, settings))
 
 
-def _arguments(pipeline: DALLe2, settings: GenerationSettings) -> dict[str, Any]:
-    """What planning a run and running it are both told."""
-    names = (
-        "steps", "eta", "guidance", "stage_steps", "use_prior", "prior", "candidates", "text_guidance", "thresholding",
-        "noise_level", "tile", "overlap", "tokens",
-    )  # fmt: skip
-    given = {name: getattr(settings, name) for name in names}
-    return {**given, "sampler": settings.samplers, "last_stage": last_stage(pipeline, settings.size)}
+def _arguments(pipeline: DALLe2 | Glide, settings: GenerationSettings) -> dict[str, Any]:
+    """What planning a run and running it are both told. Raises UsageError for what GLIDE has no use for."""
+    given = {name: getattr(settings, name) for name in ("steps", "eta", "guidance", "stage_steps")}
+    given |= {"sampler": settings.samplers, "last_stage": last_stage(pipeline, settings.size)}
+    own = {name: getattr(settings, name) for name in UNCLIP}
+    if isinstance(pipeline, DALLe2):
+        return given | own
+    for name, value in own.items():
+        if value != GenerationSettings.model_fields[name].default:
+            raise UsageError(f"GLIDE draws from the caption alone and takes no {name}: leave it out, or use an unCLIP")
+    samplers = {stage: name for stage, name in settings.samplers.items() if stage != "prior"}
+    return given | {"sampler": samplers}
 
 
-def last_stage(pipeline: DALLe2, size: int | None) -> str | None:
+def last_stage(pipeline: DALLe2 | Glide, size: int | None) -> str | None:
     """The stage whose pictures have that size; None for the last of all.
 
     Raises UsageError for a size that no stage makes, naming those that there are.
     """
     if size is None:
         return None
-    stages: dict[str, Any] = {**pipeline.stages(use_prior=False)}
+    stages: dict[str, Any]
+    stages = {**(pipeline.stages(use_prior=False) if isinstance(pipeline, DALLe2) else pipeline.stages())}
     sizes: dict[int, str] = {model.config.image_size: name for name, model in stages.items()}
     if size not in sizes:
         raise UsageError(
@@ -112,19 +139,20 @@ def new_seed() -> int:
     return secrets.randbelow(SEEDS)
 
 
-def prompt_warnings(pipeline: DALLe2, prompts: Sequence[str]) -> list[str]:
+def prompt_warnings(pipeline: DALLe2 | Glide, prompts: Sequence[str]) -> list[str]:
     """Sentences about prompts that will be cut, and about words that no training caption had."""
-    tokenizer = getattr(pipeline.clip_encoder, "tokenizer", None)
+    reader = pipeline.clip_encoder if isinstance(pipeline, DALLe2) else pipeline
+    tokenizer = getattr(reader, "tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
         return []
     cut = [prompt for prompt in prompts if tokenizer.truncated(prompt)]
     unknown = list(dict.fromkeys(word for prompt in prompts for word in tokenizer.unknown_words(prompt)))
-    sentences = [_cut(prompt, tokenizer.context_length - 2) for prompt in cut]
+    sentences = [_cut(prompt, tokenizer.room) for prompt in cut]
     return sentences + ([_unknown(unknown, tokenizer.known_words)] if unknown else [])
 
 
 def _pictures(
-    pipeline: DALLe2, prompts: list[str], seed: int, settings: GenerationSettings, on_step: OnStep | None
+    pipeline: DALLe2 | Glide, prompts: list[str], seed: int, settings: GenerationSettings, on_step: OnStep | None
 ) -> Float[Tensor, "n 3 h w"]:
     return pipeline.generate(
         prompts,

@@ -8,10 +8,11 @@ from PIL import Image
 
 from dalle_2 import __version__
 from dalle_2.models.dalle2 import DALLe2
+from dalle_2.models.glide import Glide
 from dalle_2.models.stages import StageSettings
 
 
-def record(pipeline: DALLe2, plan: Mapping[str, StageSettings], image: Image.Image) -> dict[str, Any]:
+def record(pipeline: DALLe2 | Glide, plan: Mapping[str, StageSettings], image: Image.Image) -> dict[str, Any]:
     """All that the picture hangs on besides its prompt and its seed. plan: the stages' settings."""
     return {
         "pipeline": pipeline.name,

@@ -31,6 +31,8 @@ KINDS = {
     "draft": Kind("dalle_2.models.draft", "Draft", "DraftConfig"),
     "decoder": Kind("dalle_2.models.decoder", "Decoder", "DecoderConfig"),
     "upsampler": Kind("dalle_2.models.upsampler", "Upsampler", "UpsamplerConfig"),
+    "glide": Kind("dalle_2.models.glide", "GlideModel", "GlideConfig"),
+    "dvae": Kind("dalle_2.models.dvae", "DVAE", "DVAEConfig"),
 }
 
 

@@ -248,7 +248,7 @@ class DALLe2(Parts):
         run = settled("decoder", self.decoder, self.defaults, steps, 0.0, 1.0)
         caption = self._captions(check_prompts(captions)) if captions is not None else None
         tokens = caption.tokens if caption and self.decoder.caption is not None else None
-        watch = _watch("inversion", on_step)
+        seen = watch("inversion", on_step)
 
         def walk() -> Tensor:
             denoiser = self.decoder.denoiser(z_img.to(self.device), tokens=tokens, guidance=1.0, thresholding="none")
@@ -257,8 +257,8 @@ class DALLe2(Parts):
                 noise_scheduler=self.decoder.noise_scheduler, spacing=self.decoder.spacing, refine=REFINED,
             )  # fmt: skip
             for step in steps:
-                if watch is not None:
-                    watch(step)
+                if seen is not None:
+                    seen(step)
             return step.x_s
 
         return self._finite("decoder", self.decoder, walk)
@@ -358,12 +358,12 @@ class DALLe2(Parts):
             if isinstance(prior, AutoregressivePrior):
                 return prior.sample_candidates(
                     caption.z_txt, run.candidates, guidance=run.guidance, drawing=run.tokens, tokens=tokens,
-                    seeds=seeds, on_step=_watch("prior", on_step),
+                    seeds=seeds, on_step=watch("prior", on_step),
                 )  # fmt: skip
             return prior.sample_candidates(
                 caption.z_txt, run.candidates, run.steps, sampler=self.sampler_of("prior", prior, run.sampler),
                 eta=run.eta, guidance=run.guidance, tokens=tokens, negative=negative, start=start, strength=strength,
-                seeds=seeds, on_step=_watch("prior", on_step),
+                seeds=seeds, on_step=watch("prior", on_step),
             )  # fmt: skip
 
         drawn = self._finite("prior", prior, draw)
@@ -404,7 +404,7 @@ class DALLe2(Parts):
                 guidance=run.guidance, text_guidance=run.text_guidance, thresholding=run.thresholding,
                 tokens=caption.tokens if caption and reads else None,
                 negative=negative.tokens if negative and reads else None,
-                start=start, strength=strength, known=known, seeds=seeds, on_step=_watch("decoder", on_step),
+                start=start, strength=strength, known=known, seeds=seeds, on_step=watch("decoder", on_step),
             )  # fmt: skip
 
         return self._finite("decoder", decoder, draw)
@@ -416,28 +416,36 @@ class DALLe2(Parts):
         def draw() -> Tensor:
             return upsampler.sample(
                 z_img, x, run.steps, run.eta, sampler=self.sampler_of(name, upsampler, run.sampler),
-                guidance=run.guidance, seeds=seeds, on_step=_watch(name, on_step),
+                guidance=run.guidance, seeds=seeds, on_step=watch(name, on_step),
                 noise_level=run.noise_level, tile=run.tile, overlap=run.overlap, whole=whole,
             )  # fmt: skip
 
         return self._finite(name, upsampler, draw)
 
-    @torch.no_grad()
     def _finite(self, name: str, model: nn.Module, draw: Draw) -> Tensor:
-        """One stage, in the pipeline's dtype; once more in float32 if its numbers overflow there."""
-        with evaluating(model), at_work(model):
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        return finite(name, model, draw, self.device, self.dtype)
+
+
+@torch.no_grad()
+def finite(name: str, model: nn.Module, draw: Draw, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What one stage draws, in that dtype; once more in float32 if its numbers overflow there.
+
+    Raises Dalle2Error if they overflow in float32, too.
+    """
+    with evaluating(model), at_work(model):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            x = draw()
+        if not x.isfinite().all() and dtype != torch.float32:
+            with widened(model):
                 x = draw()
-            if not x.isfinite().all() and self.dtype != torch.float32:
-                with widened(model):
-                    x = draw()
-        if not x.isfinite().all():
-            raise Dalle2Error(
-                f"the {name} gave values that are not finite, even in float32: its weights are damaged, "
-                "or its guidance is far too strong"
-            )
-        return x.float()
+    if not x.isfinite().all():
+        raise Dalle2Error(
+            f"the {name} gave values that are not finite, even in float32: its weights are damaged, "
+            "or its guidance is far too strong"
+        )
+    return x.float()
 
 
-def _watch(stage: str, on_step: OnStep | None) -> Callable[[Step | TokenStep], None] | None:
+def watch(stage: str, on_step: OnStep | None) -> Callable[[Step | TokenStep], None] | None:
+    """`on_step` of one stage."""
     return None if on_step is None else lambda step: on_step(stage, step)

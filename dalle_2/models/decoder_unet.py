@@ -34,7 +34,8 @@ class DecoderUNetConfig(Settings):
 
     What published weights have otherwise: `z_dim` 0, no embedding at all; `context_dim`, the width of the tokens that
     attention looks at, 0 for that of the time embedding; `pooled_dim`, the width of a projection of the caption's end
-    before it is added, 0 for none; `norm_text`, a norm on the caption's tokens; `groups` of every group norm.
+    before it is added, 0 for none; `norm_text`, a norm on the caption's tokens; `text_projection` False, where
+    attention looks at the caption's states as they are; `groups` of every group norm.
 
     `carry` adds the noised picture and the second one to the output, each times a factor learned from the time
     embedding: a network that predicts clean pictures then has only to correct what it is given, the second picture
@@ -54,6 +55,7 @@ class DecoderUNetConfig(Settings):
     text_dim: int = Field(default=0, ge=0)
     pooled_dim: int = Field(default=0, ge=0)
     norm_text: bool = False
+    text_projection: bool = True
     z_dim: int = Field(default=512, ge=0)
     t_dim: int = Field(default=512, ge=1)
     context_tokens: int = Field(default=4, ge=0)
@@ -94,6 +96,8 @@ class DecoderUNetConfig(Settings):
             raise ValueError("context_tokens and z_map_channels are made of the embedding: z_dim 0 leaves them 0")
         if not self.text_dim and (self.pooled_dim or self.norm_text):
             raise ValueError("pooled_dim and norm_text are for captions: text_dim 0 leaves them out")
+        if self.text_dim != self.context_width and not self.text_projection:
+            raise ValueError(f"without text_projection context_dim must be text_dim, {self.text_dim}")
         return self
 
     @model_validator(mode="after")
@@ -187,7 +191,7 @@ class DecoderUNet(nn.Module):
         self.context = nn.Linear(config.z_dim, tokens * width) if tokens else None
         self.pool_text = nn.Linear(text, config.pooled_dim, bias=False) if config.pooled_dim else None
         self.embed_text = nn.Linear(config.pooled_dim or text, config.t_dim) if text else None
-        self.context_text = nn.Linear(text, width) if text else None
+        self.context_text = (nn.Linear(text, width) if config.text_projection else nn.Identity()) if text else None
         self.norm_text = nn.LayerNorm(width) if config.norm_text else None
         mapped = config.z_map_channels
         self.z_map = nn.Linear(config.z_dim, mapped * config.z_map_side**2) if mapped else None

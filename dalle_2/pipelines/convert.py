@@ -7,6 +7,7 @@ import torch
 
 from dalle_2.errors import UsageError
 from dalle_2.models.dalle2 import DALLe2
+from dalle_2.models.placement import Placement
 from dalle_2.paths import holds_something
 from dalle_2.pipelines.find import ORIGINAL, find_pipeline
 from dalle_2.pipelines.folder import OPENCLIP, load, save
@@ -51,7 +52,7 @@ def _loaded(folder: Path, clip: str | None) -> DALLe2:
         return load(folder, device="cpu", dtype=torch.float32)
     if not any(folder.glob(ORIGINAL)):
         raise UsageError(f"{folder} has a CLIP of its own: only Karlo's own .ckpt files are given one")
-    return load_karlo_original(folder, clip, device="cpu", dtype=torch.float32)
+    return load_karlo_original(folder, clip, placement=Placement("cpu", torch.float32))
 
 
 def _origin(source: str) -> dict[str, Any]:

@@ -16,6 +16,11 @@ DEFAULT = "shapes-tiny"
 FOREIGN = "model_index.json"  # what a folder in the layout of diffusers has in place of our manifest
 ORIGINAL = "decoder-ckpt*.ckpt"  # and one of Karlo's own files
 ON_THE_HUB = {row.name: row.repo for row in PUBLISHED if row.pipeline and row.repo}
+GLIDE = {  # the files of OpenAI's GLIDE, by role
+    "decoder": "base.pt", "upsampler": "upsample.pt",
+    "decoder-inpaint": "base_inpaint.pt", "upsampler-inpaint": "upsample_inpaint.pt",
+}  # fmt: skip
+GLIDE_DRAWS = [GLIDE["decoder"], GLIDE["decoder-inpaint"]]  # of which one must be there
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -50,8 +55,17 @@ def locate(source: str | os.PathLike[str]) -> Path | str:
 
 
 def holds_pipeline(folder: Path) -> bool:
-    """Whether a folder has the index of a pipeline, of ours or of diffusers', or Karlo's own files."""
-    return any((folder / name).is_file() for name in (MANIFEST, FOREIGN)) or any(folder.glob(ORIGINAL))
+    """Whether a folder has the index of a pipeline, of ours or of diffusers', or Karlo's own files or GLIDE's."""
+    return _indexed(folder) or any(folder.glob(ORIGINAL)) or holds_glide(folder)
+
+
+def holds_glide(folder: Path) -> bool:
+    """Whether a folder has GLIDE's own files and no index of another pipeline."""
+    return not _indexed(folder) and any((folder / name).is_file() for name in GLIDE_DRAWS)
+
+
+def _indexed(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (MANIFEST, FOREIGN))
 
 
 def known_pipelines() -> Mapping[str, Path]:

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from dalle_2.models.rest import Shelved
 from dalle_2.models.stages import StageDefaults, named
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.card import default_card
-from dalle_2.pipelines.find import FOREIGN, find_pipeline
-from dalle_2.pipelines.karlo import load_karlo
+from dalle_2.pipelines.find import FOREIGN, find_pipeline, holds_glide
+from dalle_2.pipelines.kandinsky import PIPELINES as KANDINSKY
+from dalle_2.pipelines.kandinsky import load_kandinsky
+from dalle_2.pipelines.karlo import load_karlo, read_json
 from dalle_2.pipelines.karlo_original import load_karlo_original
 from dalle_2.pipelines.manifest import CARD, MANIFEST, Manifest, Part, read_manifest, sha256, write_manifest
 from dalle_2.text.tokenizer import Tokenizer
@@ -44,16 +46,22 @@ def load(
 ) -> DALLe2:
     """A whole pipeline from a shipped name ("shapes-tiny"), a folder, or a hub id; parts load when first used.
 
-    The folder may be one of ours, a Karlo in the layout of diffusers, or one of Karlo's own files. How it runs is said
-    as in `Parts`; a Karlo's own dtype ("auto") is bfloat16 where the processor multiplies tiles of it.
+    The folder may be one of ours, a Karlo in the layout of diffusers, one of Karlo's own files, or one of Kandinsky's
+    priors, which come without a decoder. How it runs is said as in `Parts`; a Karlo's own dtype ("auto") is bfloat16
+    where the processor multiplies tiles of it.
 
-    Raises UsageError for an unknown pipeline, HubError for one that can't be fetched, CheckpointError for a folder
-    that lacks a part, and when a part is first used for one that is damaged or isn't the one pipeline.json describes.
+    Raises UsageError for an unknown pipeline and for GLIDE, which is none of these, HubError for one that can't be
+    fetched, CheckpointError for a folder that lacks a part, and when a part is first used for one that is damaged or
+    isn't the one pipeline.json describes.
     """
     folder = find_pipeline(source)
+    if holds_glide(folder):
+        raise UsageError(
+            f"{folder} holds GLIDE, which draws from captions alone and is no unCLIP: dalle2 generate takes it, and "
+            "load_glide of dalle_2.pipelines.glide"
+        )
     if not (folder / MANIFEST).is_file():
-        load_foreign = load_karlo if (folder / FOREIGN).is_file() else load_karlo_original
-        return load_foreign(folder, placement=Placement(device, dtype, low_memory, compiled))
+        return _foreign_loader(folder)(folder, placement=Placement(device, dtype, low_memory, compiled))
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
     pipeline = DALLe2(
@@ -71,6 +79,14 @@ def load(
     )
     pipeline.clip_encoder = partial(_encoder, folder, manifest, pipeline.device)
     return pipeline
+
+
+def _foreign_loader(folder: Path) -> Callable[..., DALLe2]:
+    """What reads a folder of another layout."""
+    if not (folder / FOREIGN).is_file():
+        return load_karlo_original
+    named = read_json(folder / FOREIGN).get("_class_name")
+    return load_kandinsky if named in KANDINSKY else load_karlo
 
 
 def save(

@@ -5,7 +5,7 @@ the projections of text and image embeddings are a part of their own, here they 
 the last step of super-resolution has a network of its own, here that is the upsampler's second one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from math import log
 from pathlib import Path
@@ -58,6 +58,7 @@ TOWERS = {"text": "text_encoder", "vision": "image_encoder"}
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
 )  # fmt: skip
+NOT_NEEDED = ("prior", "prior_scheduler", "image_encoder")
 SAMPLER = "ddpm"
 
 
@@ -76,9 +77,9 @@ def pipeline_of(parts: "KarloParts", *, fingerprint: str = "") -> DALLe2:
     """The pipeline of some parts, sampled as Karlo is."""
     return DALLe2(
         Shelved(parts.prior, parts.prior_weights) if parts.has("prior") else None,
-        Shelved(parts.decoder, parts.decoder_weights),
+        Shelved(parts.decoder, parts.decoder_weights) if parts.has("decoder") else None,
         parts.encoder,
-        upsampler_paths=[Shelved(parts.upsampler, parts.upsampler_weights)],
+        upsampler_paths=[Shelved(parts.upsampler, parts.upsampler_weights)] if parts.has("super_res_first") else [],
         device=parts.device,
         dtype=parts.dtype,
         low_memory=parts.placement.low_memory,
@@ -95,6 +96,8 @@ class KarloParts:
     `prior`, `decoder` and `upsampler` are built without their weights, which the functions beside them read.
     """
 
+    pictures = "feature_extractor"  # the part that says how pictures are brought to the image encoder
+
     def __init__(self, folder: Path, placement: Placement | None = None) -> None:
         self.folder, self.placement = folder, placement or Placement()
         self.device = choose_device(self.placement.device)
@@ -102,15 +105,18 @@ class KarloParts:
 
     def check(self) -> None:
         """Raises CheckpointError for what `load_karlo` refuses."""
-        needed = [name for name in CLASSES if name not in ("prior", "prior_scheduler", "image_encoder")]
+        self.check_parts([name for name in CLASSES if name not in NOT_NEEDED], CLASSES)
+
+    def check_parts(self, needed: Iterable[str], classes: Mapping[str, str]) -> None:
+        """Raises CheckpointError for a part that isn't there, and for one of another class than the one known."""
         lacking = [name for name in needed if not self.has(name)]
         if lacking or not (self.folder / "tokenizer").is_dir():
             named = ", ".join(lacking or ["tokenizer"])
             raise CheckpointError(f"{self.folder} lacks {named}: the pipeline is not whole")
         for name, named in self.index.items():
-            if name in CLASSES and (not isinstance(named, list) or named[-1] != CLASSES[name]):
+            if name in classes and (not isinstance(named, list) or named[-1] != classes[name]):
                 raise CheckpointError(
-                    f"{self.folder / INDEX} says that {name} is a {_last(named)!r}, and only a {CLASSES[name]} is known"
+                    f"{self.folder / INDEX} says that {name} is a {_last(named)!r}, and only a {classes[name]} is known"
                 )
 
     def has(self, name: str) -> bool:
@@ -163,7 +169,7 @@ class KarloParts:
         preprocessing = None
         if self.has("image_encoder"):
             vision = self.config("image_encoder")
-            path = self.folder / "feature_extractor" / "preprocessor_config.json"
+            path = self.folder / self.pictures / "preprocessor_config.json"
             preprocessing = read_json(path) if path.exists() else None
         values = convert_config(
             {

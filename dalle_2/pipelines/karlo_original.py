@@ -27,7 +27,7 @@ FILES = {
     "super_res": "improved-sr-ckpt*.ckpt",
     "statistics": "ViT-L-14_stats.th",
 }
-PREFIXES = {"super_res_first": "model_first_steps", "super_res_last": "model_last_step"}
+PREFIXES = {"super_res_first": "model_first_steps.", "super_res_last": "model_last_step."}
 
 _WIDTHS = [320, 640, 960, 1280]
 _UNET: dict[str, Any] = {"block_out_channels": _WIDTHS, "layers_per_block": 3, "norm_num_groups": 32}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dalle_2.errors import UsageError
@@ -77,7 +77,7 @@ class Sampler(ABC):
     def sample(
         self,
         model: DiffusionModel,
-        z_cond: Float[Tensor, "b *condition"],
+        z_cond: Shaped[Tensor, "b *condition"],
         output_shape: Sequence[int],
         steps: int,
         *,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from dalle_2.errors import UsageError
 
-Spacing = Literal["trailing", "leading", "linspace", "logsnr"]
+Spacing = Literal["trailing", "leading", "linspace", "logsnr", "fast27"]
 
 CLEAN = -1  # the timestep of clean data, where every walk ends
 
@@ -19,7 +19,7 @@ def spaced(T: int, steps: int, spacing: Spacing = "trailing") -> tuple[int, ...]
     "trailing" starts at T-1, where training data is noisiest, and is the only one of the three whose steps
     are equal up to clean data; "leading" ends at 0 and starts below T-1; "linspace" has both ends. Halves
     round to even, as the published samplers do. A single step always starts at T-1: from 0 it could only give
-    the noise back. "logsnr" needs to know the noise table: see `grid`.
+    the noise back. "logsnr" and "fast27" may lie between two timesteps: see `grid`.
 
     Raises UsageError unless 1 <= steps <= T, and for a spacing that is none of the three.
     """
@@ -33,7 +33,7 @@ def spaced(T: int, steps: int, spacing: Spacing = "trailing") -> tuple[int, ...]
     if spacing == "linspace":
         gap = (T - 1) / (steps - 1)  # in floats, ties and all, as published timesteps were made
         return tuple(round(k * gap) for k in reversed(range(steps)))
-    raise UsageError(f"spacing must be 'trailing', 'leading', 'linspace' or 'logsnr', got {spacing!r}")
+    raise UsageError(f"spacing must be 'trailing', 'leading', 'linspace', 'logsnr' or 'fast27', got {spacing!r}")
 
 
 def walk(timesteps: Sequence[float]) -> list[tuple[float, float]]:

@@ -122,8 +122,13 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.long).reshape(len(texts), self.context_length)
 
     def _row(self, ids: list[int]) -> list[int]:
-        row = [self.bos_id, *ids[: self.context_length - 2], self.eos_id]
+        row = [self.bos_id, *ids[: self.room], self.eos_id]
         return row + [self.pad_id] * (self.context_length - len(row))
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a text a row has room for."""
+        return self.context_length - 2
 
     @property
     def vocab_size(self) -> int:
@@ -131,7 +136,7 @@ class Tokenizer:
 
     def truncated(self, text: str) -> bool:
         """True if `text` does not fit into `context_length`."""
-        return len(self._bpe.encode(text, add_special_tokens=False).ids) > self.context_length - 2
+        return len(self._bpe.encode(text, add_special_tokens=False).ids) > self.room
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of one row, without special tokens, up to the first EOS."""

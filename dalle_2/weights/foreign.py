@@ -29,6 +29,14 @@ def check(module: nn.Module, pairs: Iterable[Pair], tensors: Mapping[str, Tensor
         raise CheckpointError(f"the tensors of {source} don't fit: {'; '.join(problems)}")
 
 
+def fill(module: nn.Module, pairs: Iterable[Pair], tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Puts foreign tensors, in float32, into a module that may lie on the meta device. Raises what `check` raises."""
+    listed_pairs = list(pairs)
+    check(module, listed_pairs, tensors, source)
+    dtypes = dict.fromkeys(module.state_dict(), torch.float32)
+    module.load_state_dict(converted(module, listed_pairs, tensors, dtypes, mapped=True), assign=True)
+
+
 def converted(
     module: nn.Module,
     pairs: Iterable[Pair],

@@ -11,62 +11,68 @@ from dalle_2.weights.layout import Pair, Way, layers
 from dalle_2.weights.unet_places import Place, places
 
 
-def prior_pairs(depth: int, head: int, prefix: str = "model") -> list[Pair]:
+def prior_pairs(depth: int, head: int, prefix: str = "model.") -> list[Pair]:
     """The prior's network. head: numbers of an attention head."""
-    to_ours, to_theirs = _by_head(3, head)
     pairs = [
-        *layers("time.mlp.0", f"{prefix}.time_embed.0"),
-        *layers("time.mlp.2", f"{prefix}.time_embed.2"),
-        *layers("network.embed_noised", f"{prefix}.clip_img_proj"),
-        *layers("network.embed_text", f"{prefix}.text_emb_proj"),
-        *layers("network.embed_states", f"{prefix}.text_enc_proj"),
-        Pair("network.positions", (f"{prefix}.positional_embedding",), ones=1),
-        Pair("network.query", (f"{prefix}.prd_emb",), ones=2),
-        *layers("network.norm", f"{prefix}.final_ln"),
-        *layers("network.out", f"{prefix}.out_proj"),
+        *layers("time.mlp.0", f"{prefix}time_embed.0"),
+        *layers("time.mlp.2", f"{prefix}time_embed.2"),
+        *layers("network.embed_noised", f"{prefix}clip_img_proj"),
+        *layers("network.embed_text", f"{prefix}text_emb_proj"),
+        *layers("network.embed_states", f"{prefix}text_enc_proj"),
+        Pair("network.positions", (f"{prefix}positional_embedding",), ones=1),
+        Pair("network.query", (f"{prefix}prd_emb",), ones=2),
+        *layers("network.norm", f"{prefix}final_ln"),
+        *layers("network.out", f"{prefix}out_proj"),
     ]
+    return [*pairs, *transformer_pairs("network.transformer", f"{prefix}transformer", depth, head)]
+
+
+def transformer_pairs(ours: str, theirs: str, depth: int, head: int) -> list[Pair]:
+    """The blocks of a transformer."""
+    to_ours, to_theirs = _by_head(3, head)
+    pairs: list[Pair] = []
     for n in range(depth):
-        ours, theirs = f"network.transformer.blocks.{n}", f"{prefix}.transformer.resblocks.{n}"
+        here, there = f"{ours}.blocks.{n}", f"{theirs}.resblocks.{n}"
         pairs += [
-            *layers(f"{ours}.norm_1", f"{theirs}.ln_1"),
-            *layers(f"{ours}.attention.qkv", f"{theirs}.attn.c_qkv", to_ours=to_ours, to_theirs=to_theirs),
-            *layers(f"{ours}.attention.out", f"{theirs}.attn.c_proj"),
-            *layers(f"{ours}.norm_2", f"{theirs}.ln_2"),
-            *layers(f"{ours}.mlp.0", f"{theirs}.mlp.c_fc"),
-            *layers(f"{ours}.mlp.2", f"{theirs}.mlp.c_proj"),
+            *layers(f"{here}.norm_1", f"{there}.ln_1"),
+            *layers(f"{here}.attention.qkv", f"{there}.attn.c_qkv", to_ours=to_ours, to_theirs=to_theirs),
+            *layers(f"{here}.attention.out", f"{there}.attn.c_proj"),
+            *layers(f"{here}.norm_2", f"{there}.ln_2"),
+            *layers(f"{here}.mlp.0", f"{there}.mlp.c_fc"),
+            *layers(f"{here}.mlp.2", f"{there}.mlp.c_proj"),
         ]
     return pairs
 
 
-def text_pairs(tokens: int, width: int, prefix: str = "model") -> list[Pair]:
+def text_pairs(tokens: int, width: int, prefix: str = "model.") -> list[Pair]:
     """What the decoder is told of text and image embeddings. tokens: made of the latter, so wide each."""
     to_ours, to_theirs = token_order(tokens, width)
     return [
-        Pair("network.null_z", (f"{prefix}.cf_param",)),
-        *layers("network.embed_z", f"{prefix}.clip_emb"),
-        *layers("network.context", f"{prefix}.clip_tok_proj", to_ours=to_ours, to_theirs=to_theirs),
-        *layers("network.embed_text", f"{prefix}.text_feat_proj"),
-        *layers("network.context_text", f"{prefix}.text_seq_proj.0"),
-        *layers("network.norm_text", f"{prefix}.text_seq_proj.1"),
+        Pair("network.null_z", (f"{prefix}cf_param",)),
+        *layers("network.embed_z", f"{prefix}clip_emb"),
+        *layers("network.context", f"{prefix}clip_tok_proj", to_ours=to_ours, to_theirs=to_theirs),
+        *layers("network.embed_text", f"{prefix}text_feat_proj"),
+        *layers("network.context_text", f"{prefix}text_seq_proj.0"),
+        *layers("network.norm_text", f"{prefix}text_seq_proj.1"),
     ]
 
 
 def unet_pairs(
-    levels: int, blocks: int, attention: tuple[int, ...], middle: bool, head: int, prefix: str = "model"
+    levels: int, blocks: int, attention: tuple[int, ...], middle: bool, head: int, prefix: str = "model."
 ) -> list[Pair]:
     """A U-Net with its timesteps. head: numbers of an attention head."""
     pairs = [
-        *layers("time.mlp.0", f"{prefix}.time_embed.0"),
-        *layers("time.mlp.2", f"{prefix}.time_embed.2"),
-        *layers("network.conv_in", f"{prefix}.input_blocks.0.0"),
-        *layers("network.norm_out", f"{prefix}.out.0"),
-        *layers("network.conv_out", f"{prefix}.out.2"),
+        *layers("time.mlp.0", f"{prefix}time_embed.0"),
+        *layers("time.mlp.2", f"{prefix}time_embed.2"),
+        *layers("network.conv_in", f"{prefix}input_blocks.0.0"),
+        *layers("network.norm_out", f"{prefix}out.0"),
+        *layers("network.conv_out", f"{prefix}out.2"),
     ]
     for place in places("network", levels, blocks, attention, middle):
         block, child = _number(place, levels, blocks, attention, middle)
-        pairs += _residual(place.ours, f"{prefix}.{block}.{child}")
+        pairs += _residual(place.ours, f"{prefix}{block}.{child}")
         if place.attends:
-            pairs += _attention(place.ours, f"{prefix}.{block}.{child + 1}", head)
+            pairs += _attention(place.ours, f"{prefix}{block}.{child + 1}", head)
     return pairs
 
 

@@ -30,7 +30,11 @@ class TowerConfig(Settings):
 
 
 class TextConfig(TowerConfig):
-    """A text transformer. pool: a text ends at the first `eos_id`, or at the highest id as in OpenAI's code."""
+    """A text transformer. pool: a text ends at the first `eos_id`, or at the highest id as in OpenAI's code.
+
+    What GLIDE has otherwise: causal False, words see those after them, too; padding, a row is filled up with learned
+    vectors, one a position, which are read like words, so that a text ends where its row ends.
+    """
 
     width: int = Field(160, ge=1)
     depth: int = Field(3, ge=0)
@@ -40,6 +44,8 @@ class TextConfig(TowerConfig):
     pad_id: int = Field(0, ge=0)
     eos_id: int = Field(2, ge=0)
     pool: Literal["eos", "highest"] = "eos"
+    causal: bool = True
+    padding: bool = False
 
 
 class TextStates(NamedTuple):
@@ -54,7 +60,7 @@ class TextStates(NamedTuple):
 
 
 class TextTransformer(nn.Module):
-    """A causal transformer over the tokens of a caption."""
+    """A transformer over the tokens of a caption, causal unless its settings say otherwise."""
 
     in_float32 = True
 
@@ -63,7 +69,8 @@ class TextTransformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(0.01 * torch.randn(config.context_length, config.width))
-        self.transformer = transformer_of(config, causal=True)
+        self.padding = nn.Parameter(0.01 * torch.randn_like(self.positions)) if config.padding else None
+        self.transformer = transformer_of(config, causal=config.causal)
         self.norm_out = nn.LayerNorm(config.width, eps=config.eps)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
@@ -73,7 +80,10 @@ class TextTransformer(nn.Module):
             raise UsageError(
                 f"got {tokens.shape[1]} tokens, this text transformer reads at most {self.config.context_length}"
             )
-        return self.norm_out(self.transformer(self.embedding(tokens) + self.positions[: tokens.shape[1]]))
+        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        if self.padding is not None:
+            x = torch.where((tokens == self.config.pad_id)[..., None], self.padding[: tokens.shape[1]].to(x), x)
+        return self.norm_out(self.transformer(x))
 
     def read(self, tokens: Int[Tensor, "b l"]) -> TextStates:
         """The states of captions, without the columns that are padding in every row."""
@@ -82,6 +92,8 @@ class TextTransformer(nn.Module):
 
     def ends(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, "b"]:
         """The position of each text's end token. argmax gives the first of several equal values."""
+        if self.padding is not None:
+            return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
         found = tokens if self.config.pool == "highest" else (tokens == self.config.eos_id).int()
         return found.argmax(dim=1)
 
