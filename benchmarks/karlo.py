@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the checkpoint lies or is built; else a temporary one")
     parser.add_argument("--only", choices=SECTIONS, nargs="+", default=SECTIONS[:-1])
     parser.add_argument("--tiny", action="store_true", help="small networks: a smoke test")
+    parser.add_argument("--modes", choices=[mode for mode, _ in MODES], nargs="+", help="of the section speed")
     parser.add_argument("--pairs", type=int, default=6, help="of alternating steps; the first is dropped")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--child", choices=("ours", "low-memory", "theirs"), help=argparse.SUPPRESS)
@@ -65,7 +66,7 @@ def main() -> None:
         for section in arguments.only:
             say(f"{section} ...")
             rows = {
-                "parity": parity, "speed": lambda home: speed(home, arguments.pairs),
+                "parity": parity, "speed": lambda home: speed(home, arguments.pairs, arguments.modes),
                 "memory": lambda home: memory(home, arguments.threads), "first": first, "compile": compiled,
                 "whole": whole,
             }[section](folder)  # fmt: skip
@@ -112,10 +113,12 @@ def ours(name: str, pipeline: Any, given: Given) -> Tensor:
 
 
 @torch.no_grad()
-def speed(folder: Path, pairs: int) -> list[dict[str, Any]]:
-    """Alternating steps of each part in each mode, and what a picture takes."""
+def speed(folder: Path, pairs: int, modes: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Alternating steps of each part in each mode, by default all, and what a picture takes."""
     given, rows = Given.of(folder), []
     for mode, dtype in MODES:
+        if modes and mode not in modes:
+            continue
         both = [part_speed(folder, stage, mode, dtype, given, pairs) for stage in STEPS]
         total = {name: sum(row[name] for row in both) for name in ("ours, s", "theirs, s")}
         ratio = total["ours, s"] / total["theirs, s"]
@@ -130,7 +133,8 @@ def part_speed(
     """One part: seconds a picture on both sides, the ratio, and the rate of computing in the steps after the first."""
     pipeline = dalle_2.load(folder, device="cpu", dtype=mode, low_memory=True)
     with working(pipeline, stage) as model:
-        peer = theirs("super_res_first" if stage == "super_res" else stage, folder, dtype, given, guided=True)
+        step = theirs("super_res_first" if stage == "super_res" else stage, folder, dtype, given, guided=True)
+        peer = torch.autocast("cpu", enabled=False)(step)  # in its weights' dtype, whatever ours computes in
         seconds: list[tuple[float, float]] = []
         for _ in range(pairs):
             steps = our_steps(model, stage, given)

@@ -78,7 +78,7 @@ def dry_run(recipe: Recipe, stage: str) -> DryRun:
     A published CLIP is not opened: its embeddings are taken to have the 1024 numbers of ViT-H.
     """
     with torch.device("meta"):
-        model = untrained(recipe, stage)
+        model = untrained(recipe, stage).to("meta")  # constants are on the CPU even so
     with watched(model) as seen, FlopCounterMode(display=False) as counter:
         forward_once(model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
