@@ -13,7 +13,7 @@ from training_rig import awake, decoder
 import dalle_2
 from dalle_2 import DALLe2
 from dalle_2.errors import UsageError
-from dalle_2.images import from_pil, to_pil
+from dalle_2.images import from_pil, to_pil, to_pils
 from dalle_2.inference import redrawn as redrawing
 from dalle_2.inference.held import held_embedding
 from dalle_2.inference.holes import Holed
@@ -151,24 +151,30 @@ def test_a_text_diff_goes_by_the_prior_where_it_can(pipeline: DALLe2, picture: I
     assert (paper.metadata["by"], paper.metadata["theta"]) == ("direction", 0.5)
 
 
-def test_of_all_candidates_the_best_is_taken(
-    pipeline: DALLe2, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prior, seen = pipeline.prior, []
+def test_of_all_candidates_the_best_is_taken_as_clip_sees_its_draft(pipeline: DALLe2, picture: Image.Image) -> None:
+    prior = pipeline.prior
     assert isinstance(prior, Prior)
-    own = redrawing._scores
-    monkeypatch.setattr(redrawing, "_scores", lambda *given: seen.append((given[1], own(*given))) or seen[0][1])
     z, small = pipeline.encode_images([picture]), at_decoder_size(pipeline, [picture])
     best = redrawn(pipeline, prior, z, small, RED, BLUE)
-    ((candidates, scores),) = seen
+
+    captions = pipeline._captions([RED, BLUE])
+    rows = torch.cat(list(redrawing._candidates(prior, prior.space.to_model(z), captions, None)))
+    candidates = prior.space.finish(prior.space.from_model(rows))
     assert len(candidates) == 6 * 4 * 3
-    assert torch.equal(best[0], candidates[scores.argmax()])
     assert torch.allclose(candidates.norm(dim=1), torch.ones(len(candidates)), atol=1e-5)
-    # A candidate that leaves the picture as it is loses nothing for other pixels; one of other colours does.
-    same = pipeline.decoder.drafts(z)
-    assert same is not None
-    untouched, other = (own(pipeline, z, shown, z)[0] for shown in (same, -same.sign()))
-    assert float(untouched - other) > 0.5
+    drafts = pipeline.decoder.drafts(candidates)
+    assert drafts is not None
+    seen = pipeline._encode_images(to_pils(drafts))
+    fits = seen @ captions.z_txt[1] + (seen * candidates).sum(1) - redrawing._changed(drafts, small)
+    assert torch.allclose(best[0], seen[fits.argmax()], atol=1e-5)
+
+
+def test_pixels_that_became_others_count_and_those_that_stayed_do_not() -> None:
+    picture = torch.full((1, 3, 4, 4), -0.5)
+    drafts = picture.repeat(3, 1, 1, 1)
+    drafts[1, :, :2] = 0.9  # half of them others, however far
+    drafts[2, :, 0, 0] += 0.15**0.5  # one of sixteen halfway to another
+    assert redrawing._changed(drafts, picture).tolist() == pytest.approx([0, 0.5, 0.5 / 16])
 
 
 def test_captions_that_change_nothing_leave_the_embedding_among_the_candidates(pipeline: DALLe2) -> None:

@@ -46,14 +46,19 @@ def redrawn(
 ) -> Float[Tensor, "1 d"]:
     """The embedding of `picture`, of the decoder's size, as `target` wants it where `source` said otherwise.
 
-    Of all candidates the one whose draft fits the target, comes back from CLIP as itself, and leaves most pixels as
-    they were. on_step: called after each step of an inversion.
+    Of all candidates that whose draft fits the target, comes back from CLIP as itself, and leaves most pixels as they
+    were; and of this what CLIP sees in its draft, which surely is the embedding of a picture. on_step: called after
+    each step of an inversion.
     """
     captions = pipeline._captions([source, target])
     with at_work(prior, pipeline.decoder):
         z = torch.cat(list(_candidates(prior, prior.space.to_model(z_img), captions, on_step)))
         z = prior.space.finish(prior.space.from_model(z))
-        return z[_scores(pipeline, z, picture, captions.z_txt[1:]).argmax()][None]
+        drafts = pipeline.decoder.drafts(z)
+        assert drafts is not None
+        seen = pipeline._encode_images(to_pils(drafts.float()))
+    fits = F.cosine_similarity(seen, captions.z_txt[1:]) + F.cosine_similarity(seen, z)
+    return seen[(fits - _changed(drafts, picture)).argmax()][None]
 
 
 def _candidates(
@@ -73,14 +78,9 @@ def _candidates(
             yield from (x_0 + share * (new - old) for share in FURTHER)
 
 
-def _scores(
-    pipeline: DALLe2, z: Float[Tensor, "n d"], picture: Float[Tensor, "1 3 s s"], z_txt: Float[Tensor, "1 d"]
-) -> Float[Tensor, "n"]:
-    drafts = pipeline.decoder.drafts(z)
-    assert drafts is not None
-    seen = pipeline._encode_images(to_pils(drafts.float()))
-    other = ((drafts - picture) ** 2).mean(1).clamp(max=CHANGED) / CHANGED
-    return F.cosine_similarity(seen, z_txt) + F.cosine_similarity(seen, z) - other.mean((1, 2))
+def _changed(drafts: Float[Tensor, "n 3 s s"], picture: Float[Tensor, "1 3 s s"]) -> Float[Tensor, "n"]:
+    """The share of pixels that are others, those that are nearly the same counting in part."""
+    return (((drafts - picture) ** 2).mean(1).clamp(max=CHANGED) / CHANGED).mean((1, 2))
 
 
 def _row(captions: Caption, k: int) -> Caption:
