@@ -23,9 +23,10 @@ from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
 from dalle_2.models.diffusion import Bound, Diffusion, DiffusionConfig
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.masks import known_channels
+from dalle_2.models.once import Once
 from dalle_2.models.parts import SamplerNames
 from dalle_2.models.placement import choose_device, choose_dtype, lies_on
-from dalle_2.models.stages import StageDefaults, StageSettings, of_stage, seed_rows, settled
+from dalle_2.models.stages import StageDefaults, StageSettings, of_stage, seed_rows, settled, up_to
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser, Target
 from dalle_2.sampling.guidance import Condition
@@ -141,8 +142,10 @@ class GlideModel(Diffusion):
         nothing, words = caption_conditions(self.caption, tokens, negative, empty)
         pictures = self._pictures(len(tokens), low_res, known)
 
-        def predict(x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-            return self.network(x_t, None, self.time(t), **condition)
+        told = Once(self.network.tell)
+
+        def predict(x_t: Tensor, t: Tensor, states: Tensor, valid: Tensor, **pictures: Tensor) -> Tensor:
+            return self.network(x_t, None, self.time(t), told=told(None, states, valid), **pictures)
 
         guided = self.guided(predict, [{**nothing, **pictures}, {**words, **pictures}], [self.weight(guidance)])
         return guided if known is None else keep_known(guided, known.picture, known.hole)
@@ -240,11 +243,7 @@ class Glide:
         for role, own in chosen.items():
             model = self.part(own)
             named[role if role == DECODER else f"{role}-{model.config.image_size}"] = model
-        last = last_stage or list(named)[-1]
-        if last not in named:
-            raise UsageError(f"no stage {last!r} makes pictures here: say {' or '.join(named)}")
-        wanted = list(named)[: list(named).index(last) + 1]
-        return {name: named[name] for name in wanted}
+        return up_to(last_stage, named)
 
     def _roles(self) -> list[str]:
         return [role for role, painter in PAINTERS.items() if {role, painter} & self._parts.keys()]

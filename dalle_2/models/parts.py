@@ -28,6 +28,7 @@ from dalle_2.models.stages import (
     refuse_tokens,
     settled,
     token_by_token,
+    up_to,
     upsampled,
 )
 from dalle_2.models.upsampler import Upsampler
@@ -228,11 +229,7 @@ class Parts:
         """
         first = self.first_prior(prior) if use_prior else None
         pictures: dict[str, Diffusion] = {"decoder": self.decoder, **named(self.upsamplers)}
-        last = last_stage or list(pictures)[-1]
-        if last not in pictures:
-            raise UsageError(f"no stage {last!r} makes pictures here: say {' or '.join(pictures)}")
-        wanted = list(pictures)[: list(pictures).index(last) + 1]
-        return ({"prior": first} if first else {}) | {name: pictures[name] for name in wanted}
+        return ({"prior": first} if first else {}) | up_to(last_stage, pictures)
 
     def settings(
         self,

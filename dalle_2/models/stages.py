@@ -55,6 +55,17 @@ class StageSettings:
     tokens: TokenOptions | None = None
 
 
+def up_to(last: str | None, pictures: Mapping[str, V]) -> dict[str, V]:
+    """The stages that make pictures, in order, as far as the one named; None for all of them.
+
+    Raises UsageError for a name that none of them has.
+    """
+    names = list(pictures)
+    if last is not None and last not in pictures:
+        raise UsageError(f"no stage {last!r} makes pictures here: say {' or '.join(names)}")
+    return {name: pictures[name] for name in (names if last is None else names[: names.index(last) + 1])}
+
+
 def settled(
     name: str,
     model: Diffusion,
