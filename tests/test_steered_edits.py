@@ -13,12 +13,13 @@ from training_rig import awake, decoder
 import dalle_2
 from dalle_2 import DALLe2
 from dalle_2.errors import UsageError
-from dalle_2.images import from_pil, to_pil, to_pils
+from dalle_2.images import from_pil, to_pil
 from dalle_2.inference import redrawn as redrawing
-from dalle_2.inference.held import held_embedding
+from dalle_2.inference.held import held_embedding, held_embeddings
 from dalle_2.inference.holes import Holed
 from dalle_2.inference.inpaint import inpaint
 from dalle_2.inference.latents import at_decoder_size
+from dalle_2.inference.looks import drafted, seen
 from dalle_2.inference.plans import EditSettings
 from dalle_2.inference.redrawn import redrawn
 from dalle_2.inference.text_diff import text_diff
@@ -122,6 +123,27 @@ def test_a_held_embedding_agrees_with_what_is_kept(pipeline: DALLe2) -> None:
     assert torch.equal(z, again)
 
 
+def test_particles_go_where_they_fit(pipeline: DALLe2, picture: Image.Image) -> None:
+    prior, part = pipeline.prior, holed_picture(picture)
+    assert isinstance(prior, Prior)
+    kept = ~part.hole.expand(3, -1, -1)
+
+    def reds(weight: float) -> Tensor:
+        """How red the particles' pictures are in the hole when they arrive."""
+        looked_at: list[Tensor] = []
+
+        def fit(shown: Tensor) -> Tensor:
+            looked_at.append(shown)
+            return weight * shown[:, 0, 2:9, 3:11].mean((1, 2))
+
+        held_embeddings(pipeline, prior, pipeline._captions([BLUE]), part, fit, seed=2, particles=64)
+        assert all(torch.equal(shown[:, kept], part.picture[kept].expand(len(shown), -1)) for shown in looked_at)
+        return looked_at[-1][:, 0, 2:9, 3:11].mean((1, 2))
+
+    steered, free = reds(1_000.0), reds(0.0)
+    assert float(steered.mean()) > float(free.mean() + free.std())
+
+
 def test_inpainting_is_steered_where_it_can_be(pipeline: DALLe2, picture: Image.Image) -> None:
     part = holed_picture(picture)
     (made,) = inpaint(pipeline, part, RED, candidates=8)
@@ -144,7 +166,7 @@ def test_a_text_diff_goes_by_the_prior_where_it_can(pipeline: DALLe2, picture: I
     assert float((from_pil(made[0].image) - pipeline.decode(z, seeds=5)[0].clamp(-1, 1)).abs().max()) < 1 / 127
     prior = pipeline.prior
     assert isinstance(prior, Prior)
-    end = redrawn(pipeline, prior, z, at_decoder_size(pipeline, [picture]), RED, BLUE)
+    end = redrawn(pipeline, prior, z, at_decoder_size(pipeline, [picture]), RED, BLUE, seed=5)
     assert float((from_pil(made[2].image) - pipeline.decode(end, seeds=5)[0].clamp(-1, 1)).abs().max()) < 1 / 127
     assert not torch.allclose(z, end, atol=1e-3)
     (paper,) = text_diff(pipeline, picture, RED, BLUE, 1, by="direction", settings=EditSettings(steps=3))
@@ -154,19 +176,42 @@ def test_a_text_diff_goes_by_the_prior_where_it_can(pipeline: DALLe2, picture: I
 def test_of_all_candidates_the_best_is_taken_as_clip_sees_its_draft(pipeline: DALLe2, picture: Image.Image) -> None:
     prior = pipeline.prior
     assert isinstance(prior, Prior)
-    z, small = pipeline.encode_images([picture]), at_decoder_size(pipeline, [picture])
-    best = redrawn(pipeline, prior, z, small, RED, BLUE)
-
+    z = pipeline.encode_images([picture])
     captions = pipeline._captions([RED, BLUE])
     rows = torch.cat(list(redrawing._candidates(prior, prior.space.to_model(z), captions, None)))
-    candidates = prior.space.finish(prior.space.from_model(rows))
-    assert len(candidates) == 6 * 4 * 3
-    assert torch.allclose(candidates.norm(dim=1), torch.ones(len(candidates)), atol=1e-5)
-    drafts = pipeline.decoder.drafts(candidates)
-    assert drafts is not None
-    seen = pipeline._encode_images(to_pils(drafts))
-    fits = seen @ captions.z_txt[1] + (seen * candidates).sum(1) - redrawing._changed(drafts, small)
-    assert torch.allclose(best[0], seen[fits.argmax()], atol=1e-5)
+    wished = prior.space.finish(prior.space.from_model(rows))
+    assert len(wished) == 6 * 4 * 3
+    assert torch.allclose(wished.norm(dim=1), torch.ones(len(wished)), atol=1e-5)
+    first = seen(pipeline, drafted(pipeline, wished))
+    drafts = drafted(pipeline, first)
+    small = drafts[:1].clone()  # so that the candidates differ from it in one half only
+    small[..., :5] = 1
+
+    def fits(shown: Tensor) -> Tensor:
+        again = seen(pipeline, shown)
+        way = torch.cosine_similarity(again - z, captions.z_txt[1:] - captions.z_txt[:1])
+        return again @ captions.z_txt[1] + 2 * (way - redrawing._changed(shown, small))
+
+    hole = redrawing._elsewhere(drafts[fits(drafts).argmax()], small[0])
+    assert 0 < hole.float().mean() < 1
+    told = pipeline._captions([BLUE])
+    held = held_embeddings(pipeline, prior, told, Holed(small[0], hole), fits, seed=3, particles=redrawing.PARTICLES)
+    both = torch.cat([first, held])
+    wanted = both[fits(drafted(pipeline, both)).argmax()]
+    best = redrawn(pipeline, prior, z, small, RED, BLUE, seed=3)
+    assert torch.allclose(best[0], wanted, atol=1e-5)
+
+
+def test_a_picture_is_elsewhere_where_neighbours_differ_not_where_a_pixel_does() -> None:
+    picture = torch.zeros(3, 16, 16)
+    draft = picture.clone()
+    draft[:, 4:7, 4:8] = 0.5
+    draft[:, 12, 12] = 1.0
+    hole = redrawing._elsewhere(draft, picture)
+    rows, columns = hole[0].nonzero().T
+    assert (int(rows.min()), int(rows.max())) == (4 - redrawing.AROUND, 6 + redrawing.AROUND)
+    assert (int(columns.min()), int(columns.max())) == (4 - redrawing.AROUND, 7 + redrawing.AROUND)
+    assert not bool(redrawing._elsewhere(picture, picture).any())
 
 
 def test_pixels_that_became_others_count_and_those_that_stayed_do_not() -> None:

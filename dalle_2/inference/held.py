@@ -1,7 +1,8 @@
 """Image embeddings that show a caption and agree with what is kept of a picture, without any training for it.
 
 A draft makes a picture of an embedding for next to nothing. So many embeddings walk down the prior at once, each is
-drawn after every step, and those whose pictures agree with the kept pixels are continued more often.
+drawn after every step, and those whose pictures agree with the kept pixels, and show CLIP what the caption says, are
+continued more often. Without CLIP's word an object that isn't there yet is easily lost: what is kept then fits best.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_2.images import to_pils
 from dalle_2.inference.holes import Holed
+from dalle_2.inference.looks import drafted, seen
 from dalle_2.models.captions import Caption
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.prior import Prior
@@ -20,10 +21,13 @@ from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.particles import steered
 from dalle_2.sampling.sampler import Step
 
+Fit = Callable[[Float[Tensor, "n 3 s s"]], Float[Tensor, "n"]]  # small pictures -> how well each shows what it shall
+
 PARTICLES = 128
 STEPS = 25
 STRENGTH = 0.2  # a draft is off by more than its pixels' errors add up to: neighbours err together
-LOOKED_AT = 4  # the best of so many particles are looked at by CLIP
+WANTED = 200.0  # squares of pixels that weigh as much, on the way, as a fit of 1
+ARRIVED = 100.0  # the same for what has arrived
 
 
 @torch.no_grad()
@@ -39,23 +43,47 @@ def held_embedding(
 ) -> Float[Tensor, "d"]:
     """One embedding for one caption and a picture of the decoder's size, of `particles` that the prior draws.
 
-    Of those that agree best with what is kept, the one whose picture fits the caption, and comes back from CLIP as
-    itself. The pipeline's decoder must have a draft.
+    It is what CLIP sees in the best: whose draft fits the caption and what is kept, and comes back from CLIP as itself.
     """
-    decoder = pipeline.decoder
-    known = (~picture.hole).to(picture.picture)
+
+    def fit(shown: Tensor) -> Tensor:
+        return F.cosine_similarity(seen(pipeline, shown), caption.z_txt)
+
+    z = held_embeddings(pipeline, prior, caption, picture, fit, seed=seed, particles=particles, on_step=on_step)
+    drafts = drafted(pipeline, z)
+    again = seen(pipeline, picture.filled(drafts))
+    fits = F.cosine_similarity(again, caption.z_txt) + F.cosine_similarity(again, z)
+    return z[(fits - _squares(drafts, picture) / ARRIVED).argmax()]
+
+
+@torch.no_grad()
+def held_embeddings(
+    pipeline: DALLe2,
+    prior: Prior,
+    caption: Caption,
+    picture: Holed,
+    fit: Fit,
+    *,
+    seed: int,
+    particles: int,
+    on_step: Callable[[Step], None] | None = None,
+) -> Float[Tensor, "n d"]:
+    """What CLIP sees in a picture of the decoder's size whose hole is filled by the drafts of n particles of the prior.
+
+    caption: one, which the prior is told. fit: of filled pictures, what else shall come true. The pipeline's decoder
+    must have a draft. on_step: called after each step of the prior.
+    """
     stream = PictureNoise([seed], "held").generators[0]
     x_T = torch.randn(particles, prior.space.width, generator=stream).to(pipeline.device)
     tokens = caption.tokens if prior.caption is not None else None
     denoiser = prior.denoiser(caption.z_txt, tokens=tokens, guidance=1.0)
 
-    def embeddings(x_0: Tensor) -> Tensor:
-        return prior.space.finish(prior.space.from_model(x_0))
+    def drafts_of(x_0: Tensor) -> Tensor:
+        return drafted(pipeline, prior.space.finish(prior.space.from_model(x_0)))
 
     def cost(x_0: Tensor) -> Tensor:
-        drafts = decoder.drafts(embeddings(x_0))
-        assert drafts is not None
-        return (((drafts - picture.picture) ** 2) * known).sum((1, 2, 3))
+        drafts = drafts_of(x_0)
+        return _squares(drafts, picture) - WANTED * fit(picture.filled(drafts))
 
     steps = min(STEPS, prior.noise_scheduler.T)
     for step in steered(
@@ -64,10 +92,9 @@ def held_embedding(
     ):  # fmt: skip
         if on_step is not None:
             on_step(step)
-    nearest = cost(step.x_0).argsort()[: max(1, particles // LOOKED_AT)]
-    z = embeddings(step.x_0[nearest])
-    drafts = decoder.drafts(z)
-    assert drafts is not None
-    filled = torch.where(picture.hole, drafts.float(), picture.picture)
-    seen = pipeline._encode_images(to_pils(filled))
-    return z[(F.cosine_similarity(seen, caption.z_txt) + F.cosine_similarity(seen, z)).argmax()]
+    return seen(pipeline, picture.filled(drafts_of(step.x_0)))
+
+
+def _squares(drafts: Float[Tensor, "n 3 s s"], picture: Holed) -> Float[Tensor, "n"]:
+    """How far drafts are off what is kept."""
+    return (((drafts - picture.picture) ** 2) * ~picture.hole).sum((1, 2, 3))

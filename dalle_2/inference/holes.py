@@ -22,6 +22,10 @@ class Holed:
     picture: Float[Tensor, "3 s s"]
     hole: Bool[Tensor, "1 s s"]
 
+    def filled(self, drawn: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n 3 s s"]:
+        """The picture with each of the drawn ones in its hole."""
+        return torch.where(self.hole, drawn, self.picture)
+
 
 def open_holed(picture: Path, mask: Path | None, size: int) -> Holed:
     """A picture and its hole, cut to a centred square of `size` pixels.

@@ -4,17 +4,20 @@ A decoder's inverted noise holds what its embedding leaves open (DALL·E 2 paper
 caption leaves open: where things lie, how large they are, all that isn't said. So an embedding goes up the prior's
 noise under what its picture shows, and comes down under what it shall show. Going only part of the way keeps more,
 stronger guidance changes more, and no one choice is the best for every picture: several are drawn, and CLIP looks at
-them.
+them. Where the best of them differs from the picture is where the captions differ (Couairon et al. 2022, "DiffEdit"):
+there more are drawn, with the rest of the picture kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_2.images import to_pils
+from dalle_2.inference.held import held_embeddings
+from dalle_2.inference.holes import Holed
+from dalle_2.inference.looks import drafted, seen
 from dalle_2.models.captions import Caption
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.prior import Prior
@@ -31,6 +34,9 @@ DEPTHS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the noise's way
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)  # on the way down
 FURTHER = (1.0, 1.5)  # how much of the difference of the two ways down is added to what was there
 CHANGED = 0.3  # mean square difference, in pictures of [-1, 1], from which on a pixel counts as another one
+KEPT = 2.0  # what leaving everything else as it was is worth beside the target
+PARTICLES = 64  # where the picture changes
+AROUND = 2  # pixels that go with those that change
 
 
 @torch.no_grad()
@@ -42,23 +48,42 @@ def redrawn(
     source: str,
     target: str,
     *,
+    seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
 ) -> Float[Tensor, "1 d"]:
     """The embedding of `picture`, of the decoder's size, as `target` wants it where `source` said otherwise.
 
-    Of all candidates that whose draft fits the target, comes back from CLIP as itself, and leaves most pixels as they
-    were; and of this what CLIP sees in its draft, which surely is the embedding of a picture. on_step: called after
-    each step of an inversion.
+    Of what CLIP sees in the drafts of all candidates, that whose own draft fits the target, came there the way from
+    source to target, and leaves most pixels as they were. seed: of the candidates that are drawn where the first ones
+    differ from the picture. on_step: called after each step of an inversion and of the prior.
     """
     captions = pipeline._captions([source, target])
+
+    def fit(shown: Tensor) -> Tensor:
+        again = seen(pipeline, shown)
+        way = F.cosine_similarity(again - z_img, captions.z_txt[1:] - captions.z_txt[:1])
+        return F.cosine_similarity(again, captions.z_txt[1:]) + KEPT * (way - _changed(shown, picture))
+
     with at_work(prior, pipeline.decoder):
-        z = torch.cat(list(_candidates(prior, prior.space.to_model(z_img), captions, on_step)))
-        z = prior.space.finish(prior.space.from_model(z))
-        drafts = pipeline.decoder.drafts(z)
-        assert drafts is not None
-        seen = pipeline._encode_images(to_pils(drafts.float()))
-    fits = F.cosine_similarity(seen, captions.z_txt[1:]) + F.cosine_similarity(seen, z)
-    return seen[(fits - _changed(drafts, picture)).argmax()][None]
+        wished = torch.cat(list(_candidates(prior, prior.space.to_model(z_img), captions, on_step)))
+        z = seen(pipeline, drafted(pipeline, prior.space.finish(prior.space.from_model(wished))))
+        drafts = drafted(pipeline, z)
+        fits = fit(drafts)
+        hole = _elsewhere(drafts[fits.argmax()], picture[0])
+        if hole.any() and not hole.all():
+            holed, told = Holed(picture[0], hole), _row(captions, 1)
+            held = held_embeddings(
+                pipeline, prior, told, holed, fit, seed=seed, particles=PARTICLES, on_step=on_step
+            )
+            z, fits = torch.cat([z, held]), torch.cat([fits, fit(drafted(pipeline, held))])
+    return z[fits.argmax()][None]
+
+
+def _elsewhere(draft: Float[Tensor, "3 s s"], picture: Float[Tensor, "3 s s"]) -> Bool[Tensor, "1 s s"]:
+    """Where a draft shows something else than the picture, with a rim; not where single pixels differ."""
+    other = (((draft - picture) ** 2).mean(0, keepdim=True) > CHANGED / 3).float()
+    together = (F.avg_pool2d(other, 3, 1, 1) > 1 / 3).float()
+    return F.max_pool2d(together, 2 * AROUND + 1, 1, AROUND) > 0
 
 
 def _candidates(

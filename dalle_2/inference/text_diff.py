@@ -70,7 +70,7 @@ def text_diff(
     else:
         z, x_T = pipeline.encode_images([image]), None
         watch = None if on_step is None else partial(on_step, "inversion")
-        end = redrawn(pipeline, prior, z, at_decoder_size(pipeline, [image]), source, target, on_step=watch)
+        end = redrawn(pipeline, prior, z, at_decoder_size(pipeline, [image]), source, target, seed=seed, on_step=watch)
     plans = [
         Plan(
             slerp(z, end, share)[0], seed, x_T, caption=target if share else source,
