@@ -99,7 +99,7 @@ def ours(name: str, pipeline: Any, given: Given) -> Tensor:
             return model.encode_image(given.seen(model.image_size))
     if name.startswith("super_res"):
         model, t = pipeline.upsamplers[0], given.t[1:]
-        with at_work(model):
+        with at_work(model, model.last):
             if name == "super_res_last":
                 return model.last(given.large, t, None, given.enlarged)
             return model(given.large, given.small[1:], None, model.embed(t))
@@ -131,7 +131,7 @@ def part_speed(
     folder: Path, stage: str, mode: str, dtype: torch.dtype, given: Given, pairs: int
 ) -> dict[str, Any]:
     """One part: seconds a picture on both sides, the ratio, and the rate of computing in the steps after the first."""
-    pipeline = dalle_2.load(folder, device="cpu", dtype=mode, low_memory=True)
+    pipeline = dalle_2.load(folder, device="cpu", dtype=mode)
     with working(pipeline, stage) as model:
         step = theirs("super_res_first" if stage == "super_res" else stage, folder, dtype, given, guided=True)
         peer = torch.autocast("cpu", enabled=False)(step)  # in its weights' dtype, whatever ours computes in
@@ -157,10 +157,9 @@ def part_speed(
 
 @contextmanager
 def working(pipeline: Any, stage: str) -> Iterator[Any]:
-    """A part with its weights, computing as in the pipeline."""
+    """A part with its weights, the only one that is read, computing as in the pipeline."""
     model = pipeline.upsamplers[0] if stage == "super_res" else getattr(pipeline, stage)
-    low = pipeline.dtype != torch.float32
-    with at_work(model), torch.autocast("cpu", pipeline.dtype, enabled=low):
+    with torch.autocast("cpu", pipeline.dtype, enabled=pipeline.dtype != torch.float32):
         yield model
 
 
@@ -288,7 +287,7 @@ def compiled(folder: Path) -> list[dict[str, Any]]:
     for stage in ("decoder", "super_res"):
         took: dict[bool, list[float]] = {}
         for wish in (False, True):
-            pipeline = dalle_2.load(folder, device="cpu", compiled=wish, low_memory=True)
+            pipeline = dalle_2.load(folder, device="cpu", compiled=wish)
             with working(pipeline, stage) as model:
                 steps = our_steps(model, stage, given)
                 took[wish] = [timed(steps["first"]), *(timed(steps["next"]) for _ in range(5))]

@@ -1,5 +1,6 @@
 """Weights that are in memory only while they work, dtypes, and compiled networks: the pictures don't tell."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,41 @@ def parts(pipeline: DALLe2) -> dict[str, nn.Module]:
 
 
 def present(pipeline: DALLe2) -> set[str]:
-    """The parts that have their weights."""
-    return {name for name, part in parts(pipeline).items() if not any(p.is_meta for p in part.parameters())}
+    """The parts that have weights in memory."""
+    return {name for name, part in parts(pipeline).items() if not all(p.is_meta for p in part.parameters())}
+
+
+# In memory from their first work on
+
+
+def read(pipeline: DALLe2) -> set[str]:
+    """The stages whose weights have been read; asking reads none."""
+    return {name for name, part in pipeline._planned_stages().items() if not any(p.is_meta for p in part.parameters())}
+
+
+def test_a_stage_is_read_when_it_begins_and_then_kept(folder: Path) -> None:
+    pipeline, upsampler = load(folder), f"upsampler-{karlo_rig.LARGE}"
+    assert not read(pipeline)
+    seen: dict[str, set[str]] = {}
+    drawn = pipeline.generate(PROMPTS, STEPS, seeds=1, on_step=lambda name, _: seen.setdefault(name, read(pipeline)))
+    # The network of the last step is read at that step.
+    assert seen == {"prior": {"prior"}, "decoder": {"prior", "decoder"}, upsampler: {"prior", "decoder"}}
+    assert read(pipeline) == {"prior", "decoder", upsampler}
+    kept = {name: part.state_dict() for name, part in pipeline.stages().items()}
+    assert torch.equal(pipeline.generate(PROMPTS, STEPS, seeds=1), drawn)
+    for name, part in pipeline.stages().items():
+        assert all(value.data_ptr() == kept[name][key].data_ptr() for key, value in part.state_dict().items())
+
+
+def test_who_asks_for_a_part_has_it_with_its_weights(folder: Path) -> None:
+    pipeline = load(folder)
+    assert read(pipeline) == set()
+    upsampler = pipeline.upsamplers[0]
+    assert read(pipeline) == {f"upsampler-{karlo_rig.LARGE}"}
+    assert pipeline.prior is pipeline.prior_of("diffusion") is not None
+    assert read(pipeline) == {"prior", f"upsampler-{karlo_rig.LARGE}"}
+    assert pipeline.stages()[f"upsampler-{karlo_rig.LARGE}"] is upsampler
+    assert read(pipeline) == {*pipeline.stages()}
 
 
 # In memory only at work
@@ -57,7 +91,7 @@ def present(pipeline: DALLe2) -> set[str]:
 def test_low_memory_gives_the_same_pictures_bit_for_bit(folder: Path, dtype: str) -> None:
     whole, lean = load(folder, dtype), load(folder, dtype, low_memory=True)
     seen: dict[str, set[str]] = {}
-    drawn = lean.generate(PROMPTS, STEPS, seeds=1, on_step=lambda name, step: seen.update({name: present(lean)}))
+    drawn = lean.generate(PROMPTS, STEPS, seeds=1, on_step=lambda name, _: seen.setdefault(name, present(lean)))
     assert torch.equal(drawn, whole.generate(PROMPTS, STEPS, seeds=1))
     assert seen == {name: {name} for name in ("prior", "decoder", f"upsampler-{karlo_rig.LARGE}")}
     picture = Image.new("RGB", (16, 16), "red")
@@ -72,15 +106,64 @@ def test_in_our_own_folders_too(micro_pipeline: Path) -> None:
     assert all(weight.is_meta for weight in lean.decoder.parameters())
 
 
-def test_a_bad_file_is_refused_before_anything_is_drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_of_the_last_step_takes_the_place_of_the_other(folder: Path) -> None:
+    pipeline, seen = load(folder, low_memory=True), list[list[str]]()
+    upsampler: Any = pipeline.upsamplers[0]
+    networks = {"first": upsampler.network, "last": upsampler.last.network}
+
+    def look(*_: Any) -> None:
+        seen.append([name for name, network in networks.items() if not network.conv_in.weight.is_meta])
+
+    for network in networks.values():
+        network.register_forward_pre_hook(look)
+    pipeline.generate(PROMPTS, 3, seeds=1)
+    assert seen == [["first"], ["first"], ["last"]]
+    assert all(weight.is_meta for weight in upsampler.parameters())
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("part", ["decoder", "super_res_first", "super_res_last"])
+def test_a_bad_file_is_refused_before_anything_is_drawn(
+    folder: Path, part: str, low_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dalle_2.pipelines.karlo import KarloParts
 
-    read = KarloParts.tensors
-    monkeypatch.setattr(
-        KarloParts, "tensors", lambda self, part: {n: t for n, t in read(self, part).items() if n != "conv_in.weight"}
-    )
-    with pytest.raises(CheckpointError, match=r"missing \(1\): conv_in.weight"):
-        load(folder, low_memory=True).generate(PROMPTS, on_step=lambda *_: pytest.fail("a step was done"))
+    own = KarloParts.tensors
+
+    def tensors(self: KarloParts, name: str) -> dict[str, torch.Tensor]:
+        return {n: t for n, t in own(self, name).items() if name != part or n != "conv_in.weight"}
+
+    monkeypatch.setattr(KarloParts, "tensors", tensors)
+    with pytest.raises(CheckpointError, match=rf"{part}.* missing \(1\): conv_in.weight"):
+        load(folder, low_memory=low_memory).generate(PROMPTS, on_step=lambda *_: pytest.fail("a step was done"))
+
+
+@pytest.mark.parametrize("part", ["prior", "super_res_last"])
+def test_a_truncated_file_is_refused_before_anything_is_drawn(folder: Path, part: str, tmp_path: Path) -> None:
+    copied = tmp_path / "karlo"
+    shutil.copytree(folder, copied)
+    with (copied / part / "diffusion_pytorch_model.safetensors").open("r+b") as file:
+        file.truncate(file.seek(0, 2) - 4)
+    with pytest.raises(CheckpointError, match="is truncated"):
+        load(copied).generate(PROMPTS, on_step=lambda *_: pytest.fail("a step was done"))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_part_within_may_rest_by_itself(kept: bool) -> None:
+    """What it reads when the whole is in float32, say, is not lost when the whole is as before."""
+    cpu, outer = torch.device("cpu"), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).to(torch.float16)
+    weights = {name: value.clone() for name, value in outer.state_dict().items()}
+    inner = {name.removeprefix("1."): value for name, value in weights.items() if name.startswith("1.")}
+    outer = outer.to("meta")
+    resting(outer[1], cpu, lambda: inner, kept=kept)
+    resting(outer, cpu, lambda: {name: value for name, value in weights.items() if name.startswith("0.")})
+    with at_work(outer), widened(outer):
+        assert outer[0].weight.dtype == torch.float32
+        assert outer[1].weight.is_meta
+        with at_work(outer[1]):
+            assert torch.equal(outer[1].weight, weights["1.weight"])
+    assert outer[0].weight.is_meta
+    assert outer[1].weight.is_meta != kept
 
 
 def test_the_commands_take_it(

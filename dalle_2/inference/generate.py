@@ -119,7 +119,7 @@ def last_stage(pipeline: DALLe2 | Glide, size: int | None) -> str | None:
     if size is None:
         return None
     stages: dict[str, Any]
-    stages = {**(pipeline.stages(use_prior=False) if isinstance(pipeline, DALLe2) else pipeline.stages())}
+    stages = {**(pipeline._planned_stages(use_prior=False) if isinstance(pipeline, DALLe2) else pipeline.stages())}
     sizes: dict[int, str] = {model.config.image_size: name for name, model in stages.items()}
     if size not in sizes:
         raise UsageError(

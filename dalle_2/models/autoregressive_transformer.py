@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_2.models.layers.init import normal
 from dalle_2.models.layers.smooth_readout import SmoothReadout
 from dalle_2.models.layers.transformer import Transformer
 
@@ -47,8 +48,8 @@ class AutoregressiveTransformer(nn.Module):
         self.embed_text = nn.Linear(text_width, width) if context else None
         self.embed_z = nn.Linear(dim, width)
         self.embed_dot = nn.Embedding(dot_buckets + 1, width)
-        self.directions = nn.Parameter(0.1 * torch.randn(components - 1, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(self.prefix_length + components - 1, width))
+        self.directions = normal(components - 1, width, std=0.1)
+        self.positions = normal(self.prefix_length + components - 1, width, std=0.02)
         self.transformer = Transformer(width, depth, heads, causal=True)
         self.norm = nn.LayerNorm(width)
         self.out = SmoothReadout(width, buckets, waves)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from dalle_2.config import Settings, parse
 from dalle_2.errors import UsageError
 from dalle_2.models.layers.grid_pool import GridPool
+from dalle_2.models.layers.init import normal
 from dalle_2.models.layers.side_tasks import SideTasks
 from dalle_2.models.layers.stem import conv_stem, patch_stem
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer, TowerConfig, transformer_of
@@ -92,8 +93,8 @@ class VisionTower(nn.Module):
         stem = conv_stem(config.patch, width, config.stem_blocks) if convolves else patch_stem(config.patch, width)
         self.stem = stem.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         patches, classes = (config.image_size // config.patch) ** 2, int(config.pool == "class")
-        self.class_token = nn.Parameter(scale * torch.randn(width)) if classes else None
-        self.positions = nn.Parameter(scale * torch.randn(patches + classes, width))
+        self.class_token = normal(width, std=scale) if classes else None
+        self.positions = normal(patches + classes, width, std=scale)
         self.norm_in = nn.LayerNorm(width, eps=config.eps)
         self.transformer = transformer_of(config, causal=False)
         self.norm_out = nn.LayerNorm(width, eps=config.eps)

@@ -118,7 +118,7 @@ class DALLe2(Parts):
         """Raises UsageError where nothing in a run would be led away from a negative prompt."""
         prior, decoder = plan.get("prior"), plan["decoder"]
         by_prior = prior is not None and prior.sampler != AUTOREGRESSIVE and prior.guidance != 1
-        if not by_prior and (self.decoder.caption is None or decoder.guidance == 1):
+        if not by_prior and (self._planned_decoder.caption is None or decoder.guidance == 1):
             raise UsageError(
                 "a negative prompt changes nothing here: it needs a diffusion prior, or a decoder that reads captions, "
                 "with guidance above 1"
@@ -137,7 +137,7 @@ class DALLe2(Parts):
         if "prior" in plan:
             z = self._image_embeddings(caption, against, plan["prior"], seeds, on_step)
         x = self._pictures(z, plan["decoder"], seeds, on_step, caption=caption, negative=against)
-        for name, upsampler in named(self.upsamplers).items():
+        for name, upsampler in named(self._planned_upsamplers).items():
             if name in plan:
                 x = self._enlarged(name, upsampler, x, z, plan[name], seeds, on_step)
         return x
@@ -168,7 +168,7 @@ class DALLe2(Parts):
         drawn over, as in `Prior.sample_candidates`; only a diffusion prior can. Raises UsageError for what doesn't fit.
         """
         listed = check_prompts(prompts)
-        model = self.first_prior(prior) if use_prior else None
+        model = self._planned_first_prior(prior) if use_prior else None
         if model is None:
             return self._encode_text(listed)
         check_fit(self.clip_encoder, {"prior": model})
@@ -211,7 +211,7 @@ class DALLe2(Parts):
         must keep, for which the pipeline's inpainting decoder is taken if it has one. Raises UsageError for embeddings
         of another width.
         """
-        decoder = self.decoder if known is None else self.painter
+        decoder = self._planned_decoder if known is None else self._planned_painter
         check_width(z_img, decoder.space, "decoder")
         chosen = self.sampler_of("decoder", decoder, sampler)
         run = settled("decoder", decoder, self.defaults, steps, eta, guidance, sampler=chosen)
@@ -241,27 +241,28 @@ class DALLe2(Parts):
         steps, eta 0 and that start gives the pictures back, the closer the more steps. Raises UsageError for pictures
         and embeddings of another shape than the decoder's.
         """
-        check_width(z_img, self.decoder.space, "decoder")
-        size = self.decoder.config.image_size
+        decoder = self._planned_decoder
+        check_width(z_img, decoder.space, "decoder")
+        size = decoder.config.image_size
         if tuple(pictures.shape) != (len(z_img), 3, size, size):
             raise UsageError(f"the decoder draws pictures of {size} px, got {tuple(pictures.shape)}: resize them")
-        run = settled("decoder", self.decoder, self.defaults, steps, 0.0, 1.0)
+        run = settled("decoder", decoder, self.defaults, steps, 0.0, 1.0)
         caption = self._captions(check_prompts(captions)) if captions is not None else None
-        tokens = caption.tokens if caption and self.decoder.caption is not None else None
+        tokens = caption.tokens if caption and decoder.caption is not None else None
         seen = watch("inversion", on_step)
 
         def walk() -> Tensor:
-            denoiser = self.decoder.denoiser(z_img.to(self.device), tokens=tokens, guidance=1.0, thresholding="none")
+            denoiser = decoder.denoiser(z_img.to(self.device), tokens=tokens, guidance=1.0, thresholding="none")
             steps = invert(
                 denoiser, pictures.to(self.device), run.steps,
-                noise_scheduler=self.decoder.noise_scheduler, spacing=self.decoder.spacing, refine=REFINED,
+                noise_scheduler=decoder.noise_scheduler, spacing=decoder.spacing, refine=REFINED,
             )  # fmt: skip
             for step in steps:
                 if seen is not None:
                     seen(step)
             return step.x_s
 
-        return self._finite("decoder", self.decoder, walk)
+        return self._finite("decoder", decoder, walk)
 
     def upscale(
         self,
@@ -288,7 +289,7 @@ class DALLe2(Parts):
         Raises UsageError for a pipeline without upsamplers, for names of none of them, and, unless `whole` is set, for
         pictures of another size than the first takes.
         """
-        stages = named(self.upsamplers)
+        stages = named(self._planned_upsamplers)
         if not stages:
             raise UsageError(f"pipeline {self.name or 'given'} has no upsampler: use one that has")
         plan = upscaling(
@@ -334,7 +335,7 @@ class DALLe2(Parts):
 
         Raises UsageError for a decoder that was trained on captions' embeddings.
         """
-        if self.decoder.config.of != "image":
+        if self._planned_decoder.config.of != "image":
             raise UsageError(
                 "this decoder was trained on captions' embeddings and can't be shown pictures: use another"
             )
@@ -350,7 +351,7 @@ class DALLe2(Parts):
         start: Float[Tensor, "n d"] | None = None,
         strength: float = 1.0,
     ) -> Float[Tensor, "n d"]:
-        prior = self.prior_of("ar" if run.sampler == AUTOREGRESSIVE else "diffusion")
+        prior = self._planned_prior_of("ar" if run.sampler == AUTOREGRESSIVE else "diffusion")
         assert prior is not None
         tokens = caption.tokens if prior.caption is not None else None
 
@@ -376,8 +377,9 @@ class DALLe2(Parts):
         """What CLIP sees in the drafts of embeddings; None where the decoder makes no draft."""
         if self._decoder is None:
             return None
-        with at_work(self.decoder):
-            drafts = self.decoder.drafts(z.flatten(0, 1))
+        decoder = self._planned_decoder
+        with at_work(decoder):
+            drafts = decoder.drafts(z.flatten(0, 1))
         if drafts is None:
             return None
         return rearrange(self._encode_images(to_pils(drafts.float())), "(b k) d -> b k d", k=z.shape[1])
@@ -395,7 +397,7 @@ class DALLe2(Parts):
         strength: float | None = None,
         known: Known | None = None,
     ) -> Float[Tensor, "n 3 h w"]:
-        decoder = self.decoder if known is None else self.painter
+        decoder = self._planned_decoder if known is None else self._planned_painter
         reads = decoder.caption is not None
 
         def draw() -> Tensor:
@@ -432,11 +434,11 @@ def finite(name: str, model: nn.Module, draw: Draw, device: torch.device, dtype:
 
     Raises Dalle2Error if they overflow in float32, too.
     """
-    with evaluating(model), at_work(model):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with evaluating(model):
+        with at_work(model), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             x = draw()
         if not x.isfinite().all() and dtype != torch.float32:
-            with widened(model):
+            with at_work(model), widened(model):
                 x = draw()
     if not x.isfinite().all():
         raise Dalle2Error(

@@ -18,7 +18,7 @@ from dalle_2.models.fit import Encoder, check_fit
 from dalle_2.models.placement import choose_device, choose_dtype, lies_on
 from dalle_2.models.prior import Prior
 from dalle_2.models.prior_transformer import PriorTransformer
-from dalle_2.models.rest import Shelved, is_resting
+from dalle_2.models.rest import Shelved, is_resting, whole
 from dalle_2.models.stages import (
     StageDefaults,
     StageSettings,
@@ -55,6 +55,9 @@ EncoderSource: TypeAlias = Encoder | Callable[[], Encoder]
 
 class Parts:
     """The parts of a pipeline. They are loaded when first needed, and each may be replaced by assignment.
+
+    A run plans with parts that are built without their weights, and refuses those whose files don't fit; each has its
+    weights read when its stage begins, or when one asks for it here.
 
     prior_path, decoder_path, upsampler_paths: weight files, or models. Without a prior the text embedding
         goes straight to the decoder; without upsamplers the decoder's picture is the result.
@@ -116,11 +119,8 @@ class Parts:
     @property
     def prior(self) -> Prior | AutoregressivePrior | None:
         """Text embeddings to image embeddings; None for a pipeline that has none."""
-        if self._prior is not None:
-            self._prior = self._loaded(self._prior, None)
-            if not isinstance(self._prior, Prior | AutoregressivePrior):
-                raise UsageError(f"a {type(self._prior).__name__} is no prior: give one of the two kinds")
-        return self._prior
+        prior = self._planned_prior
+        return None if prior is None else whole(prior)
 
     @prior.setter
     def prior(self, prior: Source | None) -> None:
@@ -129,10 +129,7 @@ class Parts:
     @property
     def decoder(self) -> Decoder:
         """Image embeddings to pictures. Raises UsageError if the pipeline was built without one."""
-        if self._decoder is None:
-            raise UsageError("this pipeline has no decoder: give decoder_path, a weight file or a Decoder")
-        self._decoder = self._loaded(self._decoder, "decoder")
-        return self._decoder  # type: ignore[return-value]
+        return whole(self._planned_decoder)
 
     @decoder.setter
     def decoder(self, decoder: Source | None) -> None:
@@ -141,8 +138,7 @@ class Parts:
     @property
     def upsamplers(self) -> tuple[Upsampler, ...]:
         """Small pictures to larger ones, in the order they are used."""
-        self._upsamplers = [self._loaded(source, "upsampler") for source in self._upsamplers]
-        return tuple(self._upsamplers)  # type: ignore[arg-type]
+        return tuple(whole(upsampler) for upsampler in self._planned_upsamplers)
 
     @upsamplers.setter
     def upsamplers(self, upsamplers: Sequence[Source]) -> None:
@@ -151,56 +147,91 @@ class Parts:
     @property
     def alternatives(self) -> dict[str, nn.Module]:
         """Further parts by role, loaded."""
-        return {role: self._alternative(role) for role in self._alternatives}
+        return {role: whole(self._alternative(role)) for role in self._alternatives}
 
     @alternatives.setter
     def alternatives(self, alternatives: Mapping[str, Source]) -> None:
         self._alternatives = dict(alternatives)
 
-    def _alternative(self, role: str) -> nn.Module:
-        self._alternatives[role] = self._loaded(self._alternatives[role], ALTERNATIVES[role])
-        return self._alternatives[role]  # type: ignore[return-value]
+    @property
+    def painter(self) -> Decoder:
+        """The decoder that pictures with holes go to: one that was trained for them where there is one."""
+        return whole(self._planned_painter)
 
     def prior_of(self, name: PriorName | None = None) -> Prior | AutoregressivePrior | None:
         """The prior of that name, by default the diffusion prior where there is one.
 
         Raises UsageError for a prior that the pipeline doesn't have.
         """
-        if name is None:
-            return self.prior
-        if name == "ar" and AUTOREGRESSIVE in self._alternatives:
-            return self._alternative(AUTOREGRESSIVE)  # type: ignore[return-value]
-        if name not in ("ar", "diffusion"):
-            raise UsageError(f"a prior is 'diffusion' or 'ar', got {name!r}")
-        wanted = AutoregressivePrior if name == "ar" else Prior
-        if not isinstance(self.prior, wanted):
-            words = "autoregressive" if name == "ar" else "diffusion"
-            raise UsageError(f"this pipeline has no {words} prior: leave the prior out, or use a pipeline that has one")
-        return self.prior
+        prior = self._planned_prior_of(name)
+        return None if prior is None else whole(prior)
 
     def first_prior(self, name: PriorName | None = None) -> Prior | AutoregressivePrior | None:
         """The prior that a run begins with; None where there is none, or a decoder that was trained to do without.
 
         Raises UsageError as `prior_of`, and for a prior that is asked for before such a decoder.
         """
-        if self._decoder is None or self.decoder.config.of == "image":
-            return self.prior_of(name)
+        prior = self._planned_first_prior(name)
+        return None if prior is None else whole(prior)
+
+    # Parts as a run is planned with them: those that are to be read have no weights before they are `at_work`
+
+    @property
+    def _planned_prior(self) -> Prior | AutoregressivePrior | None:
+        if self._prior is not None:
+            self._prior = self._loaded(self._prior, None)
+            if not isinstance(self._prior, Prior | AutoregressivePrior):
+                raise UsageError(f"a {type(self._prior).__name__} is no prior: give one of the two kinds")
+        return self._prior
+
+    @property
+    def _planned_decoder(self) -> Decoder:
+        if self._decoder is None:
+            raise UsageError("this pipeline has no decoder: give decoder_path, a weight file or a Decoder")
+        self._decoder = self._loaded(self._decoder, "decoder")
+        return self._decoder  # type: ignore[return-value]
+
+    @property
+    def _planned_upsamplers(self) -> tuple[Upsampler, ...]:
+        self._upsamplers = [self._loaded(source, "upsampler") for source in self._upsamplers]
+        return tuple(self._upsamplers)  # type: ignore[arg-type]
+
+    @property
+    def _planned_painter(self) -> Decoder:
+        alternative = PAINTER in self._alternatives
+        return self._alternative(PAINTER) if alternative else self._planned_decoder  # type: ignore[return-value]
+
+    def _alternative(self, role: str) -> nn.Module:
+        self._alternatives[role] = self._loaded(self._alternatives[role], ALTERNATIVES[role])
+        return self._alternatives[role]  # type: ignore[return-value]
+
+    def _planned_prior_of(self, name: PriorName | None = None) -> Prior | AutoregressivePrior | None:
+        if name is None:
+            return self._planned_prior
+        if name == "ar" and AUTOREGRESSIVE in self._alternatives:
+            return self._alternative(AUTOREGRESSIVE)  # type: ignore[return-value]
+        if name not in ("ar", "diffusion"):
+            raise UsageError(f"a prior is 'diffusion' or 'ar', got {name!r}")
+        wanted = AutoregressivePrior if name == "ar" else Prior
+        if not isinstance(self._planned_prior, wanted):
+            words = "autoregressive" if name == "ar" else "diffusion"
+            raise UsageError(f"this pipeline has no {words} prior: leave the prior out, or use a pipeline that has one")
+        return self._planned_prior
+
+    def _planned_first_prior(self, name: PriorName | None = None) -> Prior | AutoregressivePrior | None:
+        if self._decoder is None or self._planned_decoder.config.of == "image":
+            return self._planned_prior_of(name)
         if name is not None:
             raise UsageError("this pipeline's decoder was trained on captions' embeddings: leave the prior out")
         return None
-
-    @property
-    def painter(self) -> Decoder:
-        """The decoder that pictures with holes go to: one that was trained for them where there is one."""
-        return self._alternative(PAINTER) if PAINTER in self._alternatives else self.decoder  # type: ignore[return-value]
 
     def _loaded(self, source: Source, kind: str | None) -> nn.Module:
         if isinstance(source, nn.Module):
             return source if is_resting(source) or lies_on(source, self.device) else source.to(self.device)
         if isinstance(source, str | Path):
             source = shelved(source, kind)
-        if self.low_memory and isinstance(source, Shelved):
-            model = source.resting(self.device)
+        if isinstance(source, Shelved):
+            model = source.resting(self.device, kept=not self.low_memory)
         else:
             model = source().to(self.device)
         for network in model.modules() if self.compiled else ():
@@ -211,7 +242,7 @@ class Parts:
     @property
     def size(self) -> int:
         """Height and width of the finished pictures, in pixels."""
-        return (self.upsamplers or (self.decoder,))[-1].config.image_size
+        return (self._planned_upsamplers or (self._planned_decoder,))[-1].config.image_size
 
     @property
     def micro_batch(self) -> int:
@@ -227,8 +258,14 @@ class Parts:
 
         Raises UsageError for a last stage that doesn't exist or makes no picture, and a prior that isn't there.
         """
-        first = self.first_prior(prior) if use_prior else None
-        pictures: dict[str, Diffusion] = {"decoder": self.decoder, **named(self.upsamplers)}
+        planned = self._planned_stages(use_prior=use_prior, last_stage=last_stage, prior=prior)
+        return {name: whole(model) for name, model in planned.items()}
+
+    def _planned_stages(
+        self, *, use_prior: bool = True, last_stage: str | None = None, prior: PriorName | None = None
+    ) -> dict[str, Stage]:
+        first = self._planned_first_prior(prior) if use_prior else None
+        pictures: dict[str, Diffusion] = {"decoder": self._planned_decoder, **named(self._planned_upsamplers)}
         return ({"prior": first} if first else {}) | up_to(last_stage, pictures)
 
     def settings(
@@ -252,10 +289,11 @@ class Parts:
     ) -> dict[str, StageSettings]:
         """What `generate` would run with the same arguments, by stage.
 
-        Loads the parts and checks that they fit. Raises UsageError for all that `generate` would refuse.
+        Builds the parts without reading their weights, and checks that they fit. Raises UsageError for all that
+        `generate` would refuse.
         """
         require_eta(eta)
-        stages = self.stages(use_prior=use_prior, last_stage=last_stage, prior=prior)
+        stages = self._planned_stages(use_prior=use_prior, last_stage=last_stage, prior=prior)
         check_fit(self.clip_encoder, stages)
         scales = {"decoder": float(guidance)} if isinstance(guidance, int | float) else dict(guidance or {})
         own_steps = dict(stage_steps or {})
@@ -274,7 +312,7 @@ class Parts:
         check_levels(stages.values(), noise_level)
         if not isinstance(stages.get("prior"), AutoregressivePrior):
             refuse_tokens(tokens)
-        check_reads_captions(self.decoder, text_guidance)
+        check_reads_captions(self._planned_decoder, text_guidance)
         drawing = replace(settings["decoder"], text_guidance=text_guidance, thresholding=thresholding)
         return settings | {"decoder": drawing}
 
@@ -295,7 +333,7 @@ class Parts:
 
     def _check_names(self, *given: Mapping[str, Any]) -> None:
         """Settings may name stages that this run leaves out, but none that the pipeline can't have."""
-        known = ["prior", "decoder", *named(self.upsamplers)]
+        known = ["prior", "decoder", *named(self._planned_upsamplers)]
         wrong = [name for values in given for name in values if name not in (*known, "upsampler")]
         if wrong:
             raise UsageError(f"this pipeline has no stage {wrong[0]!r}: its stages are {', '.join(known)}")

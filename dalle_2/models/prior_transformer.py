@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_2.models.layers.init import normal
 from dalle_2.models.layers.kv_cache import KVCache
 from dalle_2.models.layers.modulated import ModulatedBlock
 from dalle_2.models.layers.transformer import Transformer
@@ -47,8 +48,8 @@ class PriorTransformer(nn.Module):
         self.embed_time = nn.Linear(width, width) if time_projection else nn.Identity()
         self.embed_noised = nn.Linear(image_dim, width)
         self.embed_states = nn.Linear(text_dim, width) if text_dim else None
-        self.query = nn.Parameter(0.02 * torch.randn(width))
-        self.positions = nn.Parameter(0.02 * torch.randn(text_positions + OWN, width))
+        self.query = normal(width, std=0.02)
+        self.positions = normal(text_positions + OWN, width, std=0.02)
         self.transformer = Transformer(width, depth, heads, causal=True)
         self.refine = nn.ModuleList(ModulatedBlock(width) for _ in range(refine))
         self.norm = nn.LayerNorm(width)

@@ -17,9 +17,10 @@ from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
 from dalle_2.models.degradation import BSRSettings, degraded
 from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.rest import at_work, lay_down
 from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.ddim_sampler import DDIMSampler
-from dalle_2.sampling.denoiser import Denoiser
+from dalle_2.sampling.denoiser import Denoised, Denoiser
 from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.sampler import Sampler, Step
 from dalle_2.sampling.tiling import Tiling, tiled
@@ -218,7 +219,7 @@ class Upsampler(Diffusion):
         enlarged = self._smooth(low_res, self._enlarged(low_res))
 
         def predict(x_t: Tensor, t: Tensor, enlarged: Tensor, z: Tensor | None = None) -> Tensor:
-            if self.last is not None and bool((t < 1).all()):
+            if self.last is not None and self._is_last(t):
                 return self.last(x_t, t, z, enlarged)
             level = torch.full((len(t),), noise_level, device=t.device)
             return self._predict(x_t, enlarged, z, self.embed(t, level))
@@ -231,7 +232,20 @@ class Upsampler(Diffusion):
         at_once = MAP_ON_CPU if self.device.type == "cpu" else MAP_ON_GPU
         height, width = enlarged.shape[-2:]
         rows = self.config.unet.rows_at_once(height, width, at_once)
-        return self.guided(predict, [null, full], [self.weight(guidance)], around=around, max_rows=rows)
+        guided = self.guided(predict, [null, full], [self.weight(guidance)], around=around, max_rows=rows)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Denoised:
+            last = self.last if self._is_last(t) else None
+            if last is not None:
+                lay_down(self)  # so that one network at a time is in memory where that is wished
+            with at_work(last or self):
+                return guided(x_t, t)
+
+        return denoise
+
+    @staticmethod
+    def _is_last(t: Tensor) -> bool:
+        return bool((t < 1).all())
 
     @torch.no_grad()
     def sample(

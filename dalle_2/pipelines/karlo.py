@@ -5,7 +5,7 @@ the projections of text and image embeddings are a part of their own, here they 
 the last step of super-resolution has a network of its own, here that is the upsampler's second one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from math import log
 from pathlib import Path
@@ -60,13 +60,14 @@ WEIGHTS = (
 )  # fmt: skip
 NOT_NEEDED = ("prior", "prior_scheduler", "image_encoder")
 SAMPLER = "ddpm"
+AT_ONCE = 32  # tensors converted before their file's pages are let go
 
 
 def load_karlo(folder: Path, placement: Placement | None = None) -> DALLe2:
-    """A pipeline of the folder's parts, which are read when they are first used.
+    """A pipeline of the folder's parts, which are checked when a run is planned and read when they first work.
 
-    Raises CheckpointError for a folder that lacks a part or has one of an unknown class; when a part is first used for
-    one that is damaged, lacks tensors, or has settings that are not known here.
+    Raises CheckpointError for a folder that lacks a part or has one of an unknown class; when a run is planned for a
+    part that is damaged, lacks tensors, or has settings that are not known here.
     """
     parts = KarloParts(folder, placement)
     parts.check()
@@ -212,7 +213,7 @@ class KarloParts:
         """Its weights."""
         further = {"null_text": self.null_text, **self._captions()}
         pairs, mapped = self._prior_pairs(model.config), self.dtype == torch.float32
-        return self._converted(model, pairs, self.tensors("prior"), further, mapped=mapped)
+        return self._converted(model, pairs, partial(self.tensors, "prior"), further, mapped=mapped)
 
     def decoder(self) -> Decoder:
         """The decoder, with what the folder has beside it."""
@@ -229,37 +230,48 @@ class KarloParts:
     def decoder_weights(self, model: Decoder) -> dict[str, Tensor]:
         """Its weights."""
         further = {"network.pool_text.weight": self._text()["projection.weight"], **self._captions()}
-        return self._converted(model, self._decoder_pairs(model.config.unet), self._decoder_tensors(), further)
+        return self._converted(model, self._decoder_pairs(model.config.unet), self._decoder_tensors, further)
 
     def _decoder_tensors(self) -> dict[str, Tensor]:
         beside = {f"{TEXT}.{name}": value for name, value in self.tensors("text_proj").items()}
         return self.tensors("decoder") | beside
 
     def upsampler(self) -> Upsampler:
-        """Super-resolution, with the network of its last step."""
+        """Super-resolution, with the network of its last step, which rests by itself."""
         first, last = self.config("super_res_first"), self.config("super_res_last")
         small = self.config("decoder").get("sample_size")
         values = settings.upsampler(first, last, self.config("super_res_scheduler"), small)
         config = _parsed(UpsamplerConfig, values, self.folder / "super_res_first")
         model = empty(partial(Upsampler.from_config, config))
-        for part, (_, network) in _networks(model).items():
+        networks: dict[str, Any] = {"super_res_first": _first(model), "super_res_last": model.last}
+        for part, network in networks.items():
             check(network, self._upsampler_pairs(part, config.unet), self.tensors(part), self.folder / part)
+        read = partial(self._network_weights, "super_res_last", config.unet, dtype=torch.float32)
+        Shelved(partial(getattr, model, "last"), read).resting(self.device, kept=not self.placement.low_memory)
         return model
 
     def upsampler_weights(self, model: Upsampler) -> dict[str, Tensor]:
-        """Its weights."""
-        made: dict[str, Tensor] = {}
-        for part, (prefix, network) in _networks(model).items():
-            pairs, dtype = self._upsampler_pairs(part, model.config.unet), torch.float32 if prefix else None
-            own = self._converted(network, pairs, self.tensors(part), dtype=dtype)
-            made |= {prefix + name: value for name, value in own.items()}
-        return made
+        """Its weights but those of the network of its last step."""
+        return self._network_weights("super_res_first", model.config.unet, _first(model))
+
+    def _network_weights(
+        self, part: str, unet: DecoderUNetConfig, network: nn.Module, dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
+        pairs = self._upsampler_pairs(part, unet)
+        return self._converted(network, pairs, partial(self.tensors, part), dtype=dtype)
 
     def _converted(
-        self, model: nn.Module, pairs: list[Pair], tensors: Mapping[str, Tensor],
+        self, model: nn.Module, pairs: list[Pair], read: Callable[[], Mapping[str, Tensor]],
         further: Mapping[str, Tensor] | None = None, *, dtype: torch.dtype | None = None, mapped: bool = False,
     ) -> dict[str, Tensor]:  # fmt: skip
-        return converted(model, pairs, tensors, dtypes(model, dtype or self.dtype), further, mapped=mapped)
+        """A part's weights. Where nothing of the file is kept it is opened anew every so many tensors: the pages that
+        were read are this process's memory until it is closed."""
+        wanted = dtypes(model, dtype or self.dtype)
+        made = converted(model, [], {}, wanted, further, mapped=mapped)
+        at_once = len(pairs) if mapped else AT_ONCE
+        for first in range(0, len(pairs), at_once):
+            made |= converted(model, pairs[first : first + at_once], read(), wanted, mapped=mapped)
+        return made
 
     def _prior_pairs(self, config: PriorConfig) -> list[Pair]:
         return prior_pairs(config.depth)
@@ -289,11 +301,9 @@ class KarloParts:
         return read_tensors(found)
 
 
-def _networks(model: Upsampler) -> dict[str, tuple[str, nn.Module]]:
-    """The networks of super-resolution by their part of the folder, with what our names of each begin with."""
-    assert model.last is not None
-    first = nn.ModuleDict({"time": model.time, "network": model.network})
-    return {"super_res_first": ("", first), "super_res_last": ("last.", model.last)}
+def _first(model: Upsampler) -> nn.Module:
+    """The network of super-resolution's other steps, under our names."""
+    return nn.ModuleDict({"time": model.time, "network": model.network})
 
 
 def _parsed(cls: type[S], values: Mapping[str, Any], part: Path) -> S:

@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 M = TypeVar("M", nn.Conv2d, nn.Linear)
@@ -13,3 +14,11 @@ def zeroed(layer: M) -> M:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def normal(*shape: int, std: float) -> nn.Parameter:
+    """A parameter of normal random numbers.
+
+    Not by torch.randn: on the meta device that is Python code of PyTorch's, whose imports take seconds.
+    """
+    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=std))

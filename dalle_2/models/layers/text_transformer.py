@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
+from dalle_2.models.layers.init import normal
 from dalle_2.models.layers.transformer import Activation, Transformer
 
 
@@ -68,7 +69,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Parameter(0.01 * torch.randn(config.context_length, config.width))
+        self.positions = normal(config.context_length, config.width, std=0.01)
         self.padding = nn.Parameter(0.01 * torch.randn_like(self.positions)) if config.padding else None
         self.transformer = transformer_of(config, causal=config.causal)
         self.norm_out = nn.LayerNorm(config.width, eps=config.eps)
