@@ -1,6 +1,7 @@
 """What lies in the local cache of the Hugging Face hub, whole or in part; wants neither network nor hub client."""
 
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from dalle_2.paths import hub_cache
 
 SAFE, PICKLED = "*.safetensors", "*.bin"  # a pickle only in a folder that has nothing else
 INDEX, MANIFEST = "model_index.json", "pipeline.json"  # of a pipeline in the layout of diffusers, and in ours
+AGAIN = ("open_clip_*", "*.fp16.*")  # weights that the hub has in the form that is read, too
 # Of a CLIP, in order of preference; an index lists the files of a model in several parts.
 WEIGHT_FILES = (
     "model.safetensors",
@@ -58,6 +60,11 @@ def parts_of(weights: Path) -> list[str]:
     return sorted({Path(name).name for name in table.values()})
 
 
+def is_read(name: str) -> bool:
+    """Whether a file of the hub is none of those that are left out."""
+    return not any(fnmatch(name, form) for form in AGAIN)
+
+
 def begun(repo: str) -> bool:
     """Whether some of a hub id lies in the local cache."""
     return any((home(repo) / "blobs").glob("*"))
@@ -94,4 +101,5 @@ def _all(folder: Path, names: list[str] | tuple[str, ...]) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(path.is_file() for form in (SAFE, PICKLED) for path in folder.glob(form))  # no link that leads nowhere
+    found = [path for form in (SAFE, PICKLED) for path in folder.glob(form)]
+    return any(path.is_file() and is_read(path.name) for path in found)  # no link that leads nowhere

@@ -14,14 +14,13 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from dalle_2.cached import PICKLED, SAFE, cached, home
+from dalle_2.cached import PICKLED, SAFE, cached, home, is_read
 from dalle_2.errors import CheckpointError, HubError
 from dalle_2.json_file import read_object
 from dalle_2.paths import accepted_licences, atomic_write_text, hub_cache, is_disk_full
 from dalle_2.published import Published, published_as
 
 SETTINGS = ("*.json", "*.txt", "README.md")
-AGAIN = ("open_clip_*", "*.fp16.*")  # weights that lie there in the form that is read, too
 SUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 of git, SHA-256 of large files
 SECONDS = 20  # to wait for the list of files
 
@@ -65,7 +64,7 @@ def needed(names: Iterable[str]) -> list[str]:
     """Of a repository's files those that are read: settings, tokenizers, and one form of the weights a folder."""
     paths = [PurePosixPath(name) for name in names]
     paths = [path for path in paths if not path.is_absolute() and ".." not in path.parts]
-    wanted = [path for path in paths if not any(fnmatch(path.name, form) for form in AGAIN)]
+    wanted = [path for path in paths if is_read(path.name)]
     safe = {path.parent for path in wanted if fnmatch(path.name, SAFE)}
 
     def read(path: PurePosixPath) -> bool:

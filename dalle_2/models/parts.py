@@ -134,16 +134,16 @@ class Parts:
         self._decoder = self._loaded(self._decoder, "decoder")
         return self._decoder  # type: ignore[return-value]
 
+    @decoder.setter
+    def decoder(self, decoder: Source | None) -> None:
+        self._decoder = decoder
+
     def _without_decoder(self) -> str:
         can = " and draws embeddings of captions alone, by embed() in Python" if self._prior is not None else ""
         return (
             f"pipeline {self.name or 'given'} has no decoder{can}, so that it makes no pictures: use one that has, "
             "like karlo, or set its decoder in Python to one that was trained with the same CLIP"
         )
-
-    @decoder.setter
-    def decoder(self, decoder: Source | None) -> None:
-        self._decoder = decoder
 
     @property
     def upsamplers(self) -> tuple[Upsampler, ...]:
