@@ -14,14 +14,13 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from dalle_2.cached import PICKLED, SAFE, cached, home, is_read
 from dalle_2.errors import CheckpointError, HubError
 from dalle_2.json_file import read_object
 from dalle_2.paths import accepted_licences, atomic_write_text, hub_cache, is_disk_full
 from dalle_2.published import Published, published_as
 
 SETTINGS = ("*.json", "*.txt", "README.md")
-SAFE, PICKLED = "*.safetensors", "*.bin"  # a pickle only in a folder that has nothing else
-AGAIN = ("open_clip_*", "*.fp16.*")  # weights that lie there in the form that is read, too
 SUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 of git, SHA-256 of large files
 SECONDS = 20  # to wait for the list of files
 
@@ -32,32 +31,6 @@ class File(NamedTuple):
     name: str
     size: int
     sum: str
-
-
-# What is here
-
-
-def cached(repo: str) -> Path | None:
-    """The folder of a hub id in the local cache, if it is whole: with weights beside each config.json."""
-    reference = _home(repo) / "refs" / "main"
-    if not reference.is_file():
-        return None
-    folder = _home(repo) / "snapshots" / reference.read_text(encoding="utf-8").strip()
-    homes = [path.parent for path in folder.rglob("config.json")]
-    return folder if folder.is_dir() and all(map(_has_weights, homes)) else None
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(path.is_file() for form in (SAFE, PICKLED) for path in folder.glob(form))  # no link that leads nowhere
-
-
-def begun(repo: str) -> bool:
-    """Whether some of a hub id lies in the local cache."""
-    return any((_home(repo) / "blobs").glob("*"))
-
-
-def _home(repo: str) -> Path:
-    return hub_cache() / f"models--{repo.replace('/', '--')}"
 
 
 # Licences
@@ -91,7 +64,7 @@ def needed(names: Iterable[str]) -> list[str]:
     """Of a repository's files those that are read: settings, tokenizers, and one form of the weights a folder."""
     paths = [PurePosixPath(name) for name in names]
     paths = [path for path in paths if not path.is_absolute() and ".." not in path.parts]
-    wanted = [path for path in paths if not any(fnmatch(path.name, form) for form in AGAIN)]
+    wanted = [path for path in paths if is_read(path.name)]
     safe = {path.parent for path in wanted if fnmatch(path.name, SAFE)}
 
     def read(path: PurePosixPath) -> bool:
@@ -115,12 +88,12 @@ def fetch(repo: str) -> Path:
         )
     try:
         commit, files = _listed(repo)
-        folder = _home(repo) / "snapshots" / commit
+        folder = home(repo) / "snapshots" / commit
         lacking = [file for file in files if not (folder / file.name).exists()]
         _check_space(repo, lacking)
         for file in lacking:
             _fetch(repo, commit, file)
-        atomic_write_text(_home(repo) / "refs" / "main", commit)
+        atomic_write_text(home(repo) / "refs" / "main", commit)
     except HubError:
         raise
     except Exception as error:  # the hub's client and its transport raise errors of a dozen unrelated kinds
@@ -148,7 +121,7 @@ def _stated(entry: Any) -> File:
 def _check_space(repo: str, files: Iterable[File]) -> None:
     there = sum(_size(_part(_blob(repo, file))) for file in files)
     wanted = sum(file.size for file in files) - there
-    existing = next(place for place in (_home(repo), *_home(repo).absolute().parents) if place.exists())
+    existing = next(place for place in (home(repo), *home(repo).absolute().parents) if place.exists())
     if wanted > (free := shutil.disk_usage(existing).free):
         raise HubError(
             f"{repo} takes {wanted / 1e9:.2f} GB more, and the disk of the hub cache {hub_cache()} has "
@@ -160,8 +133,8 @@ def _fetch(repo: str, commit: str, file: File) -> None:
     """A file as a blob, named by its sum, and a link to that where the commit has it."""
     from huggingface_hub.utils import WeakFileLock
 
-    blob, pointer = _blob(repo, file), _home(repo) / "snapshots" / commit / file.name
-    lock = hub_cache() / ".locks" / _home(repo).name / f"{file.sum}.lock"
+    blob, pointer = _blob(repo, file), home(repo) / "snapshots" / commit / file.name
+    lock = hub_cache() / ".locks" / home(repo).name / f"{file.sum}.lock"
     for path in (blob, pointer, lock):
         path.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
@@ -208,7 +181,7 @@ def _sum_of(path: Path, file: File) -> str:
 
 
 def _blob(repo: str, file: File) -> Path:
-    return _home(repo) / "blobs" / file.sum
+    return home(repo) / "blobs" / file.sum
 
 
 def _part(blob: Path) -> Path:

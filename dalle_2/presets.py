@@ -6,11 +6,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from dalle_2.cached import cached_clip
 from dalle_2.config import override, parse, read_toml
 from dalle_2.errors import UsageError
 from dalle_2.models.autoregressive_prior import AutoregressivePriorConfig
 from dalle_2.models.clip import CLIPConfig, VisionConfig
-from dalle_2.models.clip_loading import is_cached
 from dalle_2.models.decoder import DecoderConfig
 from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.draft import DraftConfig
@@ -221,7 +221,7 @@ def on_folder(recipe: Recipe, folder: str | Path) -> Recipe:
     source = DataSettings(source=folder_source(folder))
     if recipe.clip.encoder is not None:
         return recipe.model_copy(update={"name": Path(folder).resolve().name, "data": source})
-    encoder = DEFAULT_CLIP if is_cached(DEFAULT_CLIP) else None
+    encoder = DEFAULT_CLIP if cached_clip(DEFAULT_CLIP) else None
     named = recipe.model_copy(update={"name": Path(folder).resolve().name, "data": source})
     return override(named, {**_OF_A_FOLDER, **_instead_of_a_draft(recipe), "clip.encoder": encoder})
 

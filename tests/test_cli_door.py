@@ -20,6 +20,7 @@ from dalle_2 import errors
 from dalle_2.cli import doctor, main
 from dalle_2.config import Settings
 from dalle_2.images import save_image
+from dalle_2.published import DEFAULT_CLIP
 
 HEAVY = {"torch", "numpy", "transformers", "diffusers", "huggingface_hub", "torchvision"}
 
@@ -247,6 +248,32 @@ class TestDoctor:
         assert report["sections"]["torch"]["threads"] == torch.get_num_threads()
         assert report["sections"]["packages"]["numpy"] == metadata.version("numpy")
         assert not [found for found in report["findings"] if found["level"] == "broken"]
+
+    def test_a_clip_works_offline_when_all_of_it_is_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+        home = tmp_path / f"models--{DEFAULT_CLIP.replace('/', '--')}"
+
+        def offline() -> bool:
+            assert main.main(["doctor", "--json"]) in (0, 1)
+            caches = json.loads(capsys.readouterr().out)["sections"]["caches"]
+            return bool(next(value for key, value in caches.items() if "works offline" in key))
+
+        assert not offline()
+        folder = home / "snapshots" / "0"
+        folder.mkdir(parents=True)
+        assert not offline()
+        (home / "refs").mkdir()
+        (home / "refs" / "main").write_text("0")
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            assert not offline()
+            (folder / name).write_text("{}")
+        assert offline()
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text("no json")
+        (folder / "other.safetensors").write_text("")
+        assert not offline()
 
     def test_works_without_torch(self, tmp_path: Path) -> None:
         """In a process where torch can't be found at all."""

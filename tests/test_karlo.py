@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,26 @@ def test_a_missing_part_is_named(copied: Path) -> None:
     assert "lacks super_res_last" in refused(copied)
 
 
+def test_a_pipeline_of_another_class_is_named(copied: Path) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPipeline"}))
+    assert "is a StableDiffusionPipeline, and of diffusers' pipelines only UnCLIPPipeline," in refused(copied)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("decoder", {"block_out_channels": []}, "decoder has levels of [0] channels"),
+        ("decoder", {"norm_num_groups": 7}, "channels 32 must be a multiple of groups 7"),
+        ("decoder_scheduler", {"clip_sample_range": -1.0}, "'clip' should be greater than 0, got -1.0"),
+    ],
+)
+def test_settings_of_no_network_are_refused(copied: Path, part: str, changes: dict[str, Any], said: str) -> None:
+    path = copied / part / ("scheduler_config.json" if part.endswith("scheduler") else "config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert said in refused(copied, "decoder")
+
+
 def test_texts_alone_are_enough_for_prompts(copied: Path) -> None:
     shutil.rmtree(copied / "image_encoder")
     pipeline = dalle_2.load(copied, device="cpu", dtype="float32")
@@ -346,7 +367,9 @@ def test_a_pickle_is_read_without_running_it(copied: Path, ours: DALLe2, tmp_pat
             return Path.touch, (witness,)
 
     plain.write_bytes(pickle.dumps({"conv_in.weight": Evil()}))
-    refused(copied, "decoder")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a sentence is enough
+        assert "could run code" in refused(copied, "decoder")
     assert not witness.exists()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 import dalle_2
 from dalle_2 import CLIPEncoder, hub
+from dalle_2.cached import cached
 from dalle_2.cli import consent
 from dalle_2.cli.main import main
 from dalle_2.errors import HubError
@@ -172,7 +174,7 @@ def test_a_cut_download_goes_on_where_it_stopped(online: FakeHub, capsys: pytest
     online.cut[WEIGHTS] = 300_000
     assert main(["models", "download", "karlo"]) == 1
     assert "run the same command again, which goes on from there" in said(capsys)
-    assert hub.cached(KARLO) is None
+    assert cached(KARLO) is None
     assert states(capsys)["karlo"] == "here in part"
 
     online.mend()
@@ -188,13 +190,13 @@ def test_a_damaged_file_is_refused(online: FakeHub, capsys: pytest.CaptureFixtur
     online.corrupt.add(name)
     assert main(["models", "download", "karlo"]) == 1
     assert f"{name} of {KARLO} came damaged: its checksum is not the one that the hub states" in said(capsys)
-    assert hub.cached(KARLO) is None
+    assert cached(KARLO) is None
     assert not list(hub_cache().rglob("*.incomplete"))
     assert not list(hub_cache().rglob(name))
 
     online.mend()
     assert main(["models", "download", "karlo"]) == 0
-    assert (hub.cached(KARLO) / name).read_bytes() == FILES[name]  # type: ignore[operator]
+    assert (cached(KARLO) / name).read_bytes() == FILES[name]  # type: ignore[operator]
 
 
 def test_a_broken_rest_of_an_earlier_download_does_not_stay(online: FakeHub) -> None:
@@ -269,9 +271,29 @@ def test_a_cache_that_others_left_half_filled_is_not_taken_for_whole(online: Fak
     (folder / WEIGHTS).symlink_to("nowhere")
     (folder.parents[1] / "refs").mkdir()
     (folder.parents[1] / "refs" / "main").write_text(COMMIT)
-    assert hub.cached(KARLO) is None
+    assert cached(KARLO) is None
     assert find_pipeline("karlo") == folder
     assert (folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
+
+
+@pytest.mark.parametrize("lacking", ["decoder", "scheduler"])
+def test_a_part_that_an_index_names_is_fetched_too(online: FakeHub, lacking: str) -> None:
+    parts = {name: ["diffusers", "Class"] for name in ("prior", "decoder", "scheduler")}
+    index = {"_class_name": "UnCLIPPipeline", **parts, "safety_checker": [None, None]}
+    online.repos[KARLO] = FILES | {
+        "model_index.json": json.dumps(index).encode(), "scheduler/scheduler_config.json": b"{}",
+    }  # fmt: skip
+    accepted()
+    folder = find_pipeline("karlo")
+    shutil.rmtree(folder / lacking)  # as another program leaves it that was interrupted
+    assert cached(KARLO) is None
+    assert find_pipeline("karlo") == folder
+    assert (folder / lacking).is_dir()
+    (folder / WEIGHTS).rename((folder / WEIGHTS).with_suffix(".fp16.safetensors"))  # a form that is not read
+    assert cached(KARLO) is None
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert cached(KARLO) is None
 
 
 def test_a_list_without_sums_is_refused(online: FakeHub) -> None:
@@ -288,7 +310,7 @@ def test_wrong_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "karl": "there are no weights 'karl' to fetch: did you mean karlo?",
         "zzz": "there are no weights 'zzz' to fetch: there are karlo, karlo-variations,",
         "shapes-tiny": "shapes-tiny is here already: ",
-        "karlo-original": "karlo-original lies on no hub: https://github.com/kakaobrain/karlo tells where",
+        "karlo-original": "karlo-original lies on no hub: https://github.com/kakaobrain/karlo tells where its",
     }.items():
         assert main(["models", "download", name]) == 2
         assert sentence in said(capsys)

@@ -2,13 +2,16 @@
 
 import types
 
+import apple_rig
 import pytest
 import torch
 
-from dalle_2 import DALLe2, machine
+from dalle_2 import DALLe2, NoiseScheduler, machine
 from dalle_2.cli import doctor
 from dalle_2.errors import UsageError
-from dalle_2.models.placement import DTYPES, choose_dtype
+from dalle_2.models.placement import DTYPES, choose_device, choose_dtype
+from dalle_2.sampling.denoiser import Denoised
+from dalle_2.sampling.particles import steered
 from dalle_2.training import precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -56,3 +59,47 @@ def test_a_named_dtype_is_taken() -> None:
         choose_dtype("int8", CPU)
     with pytest.raises(UsageError, match="fp16 training needs a GPU"):
         precision.choose_dtype("fp16", CPU, transformer=True)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "apple", "chosen"), [(1, True, "cuda"), (1, False, "cuda"), (0, True, "mps"), (0, False, "cpu")]
+)
+def test_a_graphics_card_comes_before_the_processor(
+    monkeypatch: pytest.MonkeyPatch, cuda: int, apple: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+    assert choose_device() == torch.device(chosen)
+    assert choose_device("cpu") == torch.device("cpu")
+    if chosen == "mps":
+        assert choose_dtype("auto", choose_device(), large=True) == torch.float32
+
+
+# On a Mac
+
+
+def test_particles_are_steered_on_a_mac() -> None:
+    x_T = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+
+    def ends(x: torch.Tensor) -> torch.Tensor:
+        walked = steered(
+            lambda x_t, t: Denoised(x_t / 2), x, 5, lambda x_0: x_0.square().sum(1), strength=2.0,
+            noise_scheduler=NoiseScheduler(T=50), generator=torch.Generator().manual_seed(2),
+        )  # fmt: skip
+        return [step.x_0 for step in walked][-1]
+
+    with apple_rig.Apple():
+        drawn = ends(x_T.to("mps")).cpu()
+    assert torch.equal(drawn, ends(x_T))
+
+
+def test_the_rig_refuses_what_a_mac_refuses() -> None:
+    with apple_rig.Apple():
+        x = torch.ones(2).to("mps")
+        with pytest.raises(TypeError, match="float64"):
+            x.double()
+        with pytest.raises(RuntimeError, match="same device"):
+            x + torch.ones(2)
+        with pytest.raises(RuntimeError, match="random numbers on the device"):
+            torch.randn_like(x)

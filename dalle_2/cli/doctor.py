@@ -23,6 +23,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dalle_2 import machine
+from dalle_2.cached import cached_clip
+from dalle_2.errors import CheckpointError
 from dalle_2.paths import hub_cache, shipped_pipelines
 from dalle_2.published import DEFAULT_CLIP
 
@@ -204,8 +206,15 @@ def _caches() -> Section:
     return {
         "hub": str(cache),
         "hub models": models,
-        f"CLIPEncoder() works offline ({DEFAULT_CLIP})": DEFAULT_CLIP in models,
+        f"CLIPEncoder() works offline ({DEFAULT_CLIP})": _clip_is_here(),
     }
+
+
+def _clip_is_here() -> bool:
+    try:
+        return cached_clip(DEFAULT_CLIP) is not None
+    except CheckpointError:  # an index of weights that can't be read
+        return False
 
 
 def _disk() -> Section:

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from dalle_2 import hub
+from dalle_2.cached import begun, cached
 from dalle_2.cli.consent import ask, ask_first, show
 from dalle_2.errors import CheckpointError, HubError, UsageError
 from dalle_2.paths import shipped_pipelines
@@ -53,7 +54,7 @@ def download(
     states. The licence of weights that are not freely licensed is shown once, and has to be accepted.
     """
     repo = _repository(name)
-    there, row = hub.cached(repo), hub.to_accept(repo)
+    there, row = cached(repo), hub.to_accept(repo)
     if row is not None and accept_licence:
         show(row)
         hub.accept(row)
@@ -121,7 +122,7 @@ def _roles(manifest: Manifest) -> str:
 def _published() -> Iterator[dict[str, Any]]:
     """What others have published, and how much of it lies in the hub's cache."""
     for row in PUBLISHED:
-        folder = hub.cached(row.repo) if row.repo else None
+        folder = cached(row.repo) if row.repo else None
         state = "here" if folder else _lacking(row.repo)
         yield {
             "name": row.name, "does": row.does, "licence": row.licence.name, "gigabytes": row.gigabytes,
@@ -132,7 +133,7 @@ def _published() -> Iterator[dict[str, Any]]:
 def _lacking(repo: str | None) -> str:
     if repo is None:
         return "not on the hub"
-    return "here in part" if hub.begun(repo) else "not here"
+    return "here in part" if begun(repo) else "not here"
 
 
 def _as_text(row: dict[str, Any]) -> str:
@@ -145,7 +146,7 @@ def _repository(name: str) -> str:
     row = published_as(name)
     if row is not None and row.repo is None:
         raise UsageError(
-            f"{name} lies on no hub: {row.page} tells where; put the files into a folder and give that to --pipeline"
+            f"{name} lies on no hub: {row.page} tells where its files are, and the README what reads a folder of them"
         )
     if row is not None and row.repo is not None:
         return row.repo

@@ -12,7 +12,9 @@ from dalle_2.sampling.sampler_names import NAMES
 Pipeline = Annotated[
     str, typer.Option(help="A name from dalle2 models, a folder, or a hub id.", callback=ask_first)
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, mps; auto is CUDA, else a Mac's GPU, else the processor.")
+]
 DType = Annotated[str, typer.Option(help="What networks compute in: auto, fp32, bf16, fp16.")]
 LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Only the part at work is in memory; the same pictures, a little later.")

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dalle_2 import hub
+from dalle_2.cached import WEIGHT_FILES, cached_clip, parts_of
 from dalle_2.config import parse
 from dalle_2.errors import CheckpointError, HubError, MissingExtra, UsageError
 from dalle_2.json_file import read_object
@@ -20,16 +21,8 @@ from dalle_2.weights.hf_clip import convert_config, convert_tensors
 
 OWN_FILES = ("clip.safetensors", "clip.pth")
 TOKENIZER_FILE = "tokenizer.json"
-# In order of preference; an index lists the files of a model in several parts.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 OPENCLIP = "openclip:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-TOKENIZER_FILES = ((TOKENIZER_FILE,), ("vocab.json", "merges.txt"))  # in one form or the other
 
 
 @runtime_checkable
@@ -125,28 +118,12 @@ def load_clip_hub(repo: str) -> Loaded:
 def hub_folder(repo: str) -> Path:
     """The local folder of a hub model: from the cache without network, else downloaded. Raises HubError."""
     try:
-        return _cached(repo) or hub.fetch(repo)
+        return cached_clip(repo) or hub.fetch(repo)
     except HubError as error:
         raise HubError(
             f"{error}; dalle2 models download {repo} fetches this CLIP where there is a network, and CLIPEncoder takes "
             "a folder with a CLIP, or a CLIP of your own, as well"
         ) from error
-
-
-def is_cached(repo: str) -> bool:
-    """Whether a hub model lies in the local cache, whole."""
-    return _cached(repo) is not None
-
-
-def _cached(repo: str) -> Path | None:
-    """The cached snapshot, if it is whole: settings, a tokenizer and weights."""
-    folder = hub.cached(repo)
-    if folder is None:
-        return None
-    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
-    if weights is None or not any(all((folder / name).exists() for name in names) for names in TOKENIZER_FILES):
-        return None
-    return folder if all((folder / part).exists() for part in _parts_of(weights)) else None
 
 
 def load_openclip(name: str) -> Loaded:
@@ -178,18 +155,7 @@ def _folder_tensors(folder: Path) -> dict[str, Tensor]:
     found = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if found is None:
         raise CheckpointError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
-    return {name: tensor for part in _parts_of(found) for name, tensor in read_tensors(folder / part).items()}
-
-
-def _parts_of(weights: Path) -> list[str]:
-    """The names of the files that hold the tensors: the one given, or those that an index lists."""
-    if weights.suffix != ".json":
-        return [weights.name]
-    table = _read_json(weights).get("weight_map")
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{weights} is damaged: it has no weight_map")
-    # Only plain names: an index must not lead out of its folder.
-    return sorted({Path(name).name for name in table.values()})
+    return {name: tensor for part in parts_of(found) for name, tensor in read_tensors(folder / part).items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class DecoderConfig(DiffusionConfig):
     of pictures or, for a pipeline without a prior (section 5.1), those of captions.
     """
 
-    clip: float | None = 1.0
+    clip: float | None = Field(default=1.0, gt=0)
     image_size: int = Field(default=64, ge=8)
     unet: DecoderUNetConfig = DecoderUNetConfig()
     space: EmbeddingSpace | None = None

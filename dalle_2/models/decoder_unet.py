@@ -91,6 +91,12 @@ class DecoderUNetConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _groups_divide_width(self) -> "DecoderUNetConfig":
+        if self.groups is not None and self.channels % self.groups:
+            raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
+        return self
+
+    @model_validator(mode="after")
     def _has_what_it_projects(self) -> "DecoderUNetConfig":
         if not self.z_dim and (self.context_tokens or self.z_map_channels):
             raise ValueError("context_tokens and z_map_channels are made of the embedding: z_dim 0 leaves them 0")

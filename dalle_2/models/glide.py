@@ -54,7 +54,7 @@ class GlideConfig(DiffusionConfig):
 
     target: Target = "eps"
     learned_variance: bool = True
-    clip: float | None = 1.0
+    clip: float | None = Field(default=1.0, gt=0)
     steps: int = Field(default=100, ge=1)
     guidance: float = Field(default=3.0, ge=0)
     spacing: Spacing | None = "linspace"

@@ -135,6 +135,13 @@ class Parts:
     def decoder(self, decoder: Source | None) -> None:
         self._decoder = decoder
 
+    def _without_decoder(self) -> str:
+        can = " and draws embeddings of captions alone, by embed() in Python" if self._prior is not None else ""
+        return (
+            f"pipeline {self.name or 'given'} has no decoder{can}, so that it makes no pictures: use one that has, "
+            "like karlo, or set its decoder in Python to one that was trained with the same CLIP"
+        )
+
     @property
     def upsamplers(self) -> tuple[Upsampler, ...]:
         """Small pictures to larger ones, in the order they are used."""
@@ -187,7 +194,7 @@ class Parts:
     @property
     def _planned_decoder(self) -> Decoder:
         if self._decoder is None:
-            raise UsageError("this pipeline has no decoder: give decoder_path, a weight file or a Decoder")
+            raise UsageError(self._without_decoder())
         self._decoder = self._loaded(self._decoder, "decoder")
         return self._decoder  # type: ignore[return-value]
 

@@ -25,9 +25,9 @@ class Placement:
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """ "auto" is the first CUDA device, else the CPU. Raises UsageError for a device that isn't here."""
+    """ "auto" is the first CUDA device, else Apple's, else the CPU. Raises UsageError for a device that isn't here."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return next(filter(_present, map(torch.device, ("cuda", "mps", "cpu"))))
     try:
         device = torch.device(name)
     except RuntimeError:

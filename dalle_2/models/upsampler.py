@@ -48,7 +48,7 @@ class UpsamplerConfig(DiffusionConfig):
     PyTorch's plain one. `last`: a second network of the same shape predicts at timestep 0. Karlo has both.
     """
 
-    clip: float | None = 1.0
+    clip: float | None = Field(default=1.0, gt=0)
     image_size: int = Field(default=256, ge=8)
     low_res_size: int = Field(default=64, ge=4)
     crop: int | None = Field(default=None, ge=1)

@@ -7,13 +7,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from dalle_2 import hub
+from dalle_2.cached import INDEX, cached
 from dalle_2.errors import CheckpointError, HubError, UsageError
 from dalle_2.paths import TRAINED_MODELS, shipped_pipelines
 from dalle_2.pipelines.manifest import MANIFEST
 from dalle_2.published import PUBLISHED
 
 DEFAULT = "shapes-tiny"
-FOREIGN = "model_index.json"  # what a folder in the layout of diffusers has in place of our manifest
+FOREIGN = INDEX  # what a folder in the layout of diffusers has in place of our manifest
 ORIGINAL = "decoder-ckpt*.ckpt"  # and one of Karlo's own files
 ON_THE_HUB = {row.name: row.repo for row in PUBLISHED if row.pipeline and row.repo}
 GLIDE = {  # the files of OpenAI's GLIDE, by role
@@ -46,7 +47,7 @@ def locate(source: str | os.PathLike[str]) -> Path | str:
         return folder.parent
     if folder.is_dir():
         if not holds_pipeline(folder):
-            raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST}")
+            raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST} and no {FOREIGN}")
         return folder
     _check_place(folder)
     if isinstance(source, str) and HUB_ID.fullmatch(source):
@@ -101,7 +102,7 @@ def _hint(name: str) -> str:
 
 
 def _from_hub(name: str) -> Path:
-    folder = hub.cached(name) or hub.fetch(name)
+    folder = cached(name) or hub.fetch(name)
     if not holds_pipeline(folder):
         raise HubError(f"{name} on the hub is no pipeline that is known here: it has no {MANIFEST} and no {FOREIGN}")
     return folder

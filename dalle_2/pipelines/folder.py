@@ -31,6 +31,7 @@ from dalle_2.pipelines.manifest import CARD, MANIFEST, Manifest, Part, read_mani
 from dalle_2.text.tokenizer import Tokenizer
 
 OPENCLIP = "openclip:"
+KARLO = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
 
 # Beyond this, reading a file once more costs more than it tells: a truncated one is noticed anyway.
 VERIFIED_BYTES = 256 * 2**20
@@ -86,6 +87,11 @@ def _foreign_loader(folder: Path) -> Callable[..., DALLe2]:
     if not (folder / FOREIGN).is_file():
         return load_karlo_original
     named = read_json(folder / FOREIGN).get("_class_name")
+    if named not in (*KARLO, *KANDINSKY):
+        raise CheckpointError(
+            f"{folder / FOREIGN} says that this is a {named}, and of diffusers' pipelines only {', '.join(KARLO)}, "
+            f"{' and '.join(KANDINSKY)} are known here"
+        )
     return load_kandinsky if named in KANDINSKY else load_karlo
 
 

@@ -200,7 +200,7 @@ def _process(stage: str, scheduler: Config, target: str, *, variance: str) -> di
 def _unet(part: str, config: Config) -> dict[str, Any]:
     """What both U-Nets share."""
     widths = config.get("block_out_channels") or [0]
-    if any(width % widths[0] for width in widths):
+    if widths[0] < 1 or any(width % widths[0] for width in widths):
         raise CheckpointError(f"{part} has levels of {widths} channels: each must be a multiple of the first")
     if any(block not in ATTENDS for block in config.get("down_block_types", ())) or any(
         block not in UP for block in config.get("up_block_types", ())

@@ -8,11 +8,12 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from dalle_2 import cached
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError
 from dalle_2.sampling.sampler_names import SamplerName
 
-MANIFEST, CARD = "pipeline.json", "README.md"
+MANIFEST, CARD = cached.MANIFEST, "README.md"
 FORMAT_VERSION = 1
 
 PLAIN_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # no way out of the folder

@@ -67,7 +67,7 @@ def _steps(
         jump = Jump.of(noise_scheduler, t, s)
         with torch.no_grad():
             x_0 = guess(denoiser, x, t).x_0
-            says = -strength * jump.now.signal ** (2 * TRUST) * cost(x_0).double().cpu()
+            says = -strength * jump.now.signal ** (2 * TRUST) * cost(x_0).cpu().double()  # a Mac's GPU has no float64
             # What the last guess said is taken back: only the newest counts.
             weight, told = weight + says - told, says
             last = index + 1 == len(pairs)  # after which nobody knows the weights any more

@@ -7,6 +7,7 @@ values.
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -206,7 +207,9 @@ def _read_pickled(path: Path) -> tuple[Any, dict[str, Tensor]]:
 def unpickled(path: Path) -> Any:
     """What torch.save wrote, of plain values and tensors alone. Raises CheckpointError."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other versions: it is read, or refused below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} was refused because it is damaged or holds more than plain values and tensors, "
