@@ -12,11 +12,11 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from dalle_2.errors import DataError, UsageError
-from dalle_2.metadata import read_metadata, save_image
+from dalle_2.metadata import read_metadata, reason, save_image
 
 __all__ = ["from_pil", "grid", "open_alpha", "open_image", "read_metadata", "save_image", "to_pil", "to_pils"]
 
@@ -83,7 +83,7 @@ def _opened(path: str | os.PathLike[str], read: Callable[[Image.Image], P]) -> P
         raise DataError(f"there is no file {path}") from None
     except Exception as error:
         # Pillow's readers fail in many ways on a broken file: OSError, SyntaxError, struct.error, EOFError.
-        raise DataError(f"can't read {path} as a picture: {_reason(error)}") from None
+        raise DataError(f"can't read {path} as a picture: {reason(error)}") from None
 
 
 def grid(
@@ -160,12 +160,6 @@ def _check_size(image: Image.Image) -> None:
     """From the heading alone: a small file can unfold into gigabytes."""
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "its content is no known picture format"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def _check_sheet(

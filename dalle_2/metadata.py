@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dalle_2.errors import DataError, UsageError
 from dalle_2.paths import atomic_path
@@ -54,13 +54,20 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises DataError if the file is no picture.
     """
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
             text = image.info.get("dalle2") or _comment(image)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except Exception as error:
-        raise DataError(f"can't read {path} as a PNG or JPEG picture: {error}") from None
+        raise DataError(f"can't read {path} as a PNG or JPEG picture: {reason(error)}") from None
     return _from_json(text)
+
+
+def reason(error: Exception) -> str:
+    """Why Pillow could not read a picture, without the path that its own messages repeat."""
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is no known picture format"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def _to_json(metadata: Mapping[str, Any]) -> str:

@@ -92,7 +92,13 @@ def test_candidates_are_a_setting_of_the_prior_and_of_a_call(pipeline: DALLe2) -
     assert "candidates" not in made.metadata
 
 
-@pytest.mark.parametrize("count", [0, -1, True])
+@pytest.mark.parametrize("count", [0, -1, True, 1_000_000])
 def test_a_count_that_makes_no_sense_is_refused(pipeline: DALLe2, count: int) -> None:
-    with pytest.raises(UsageError, match=f"candidates must be a whole number from 1 up, got {count}"):
+    with pytest.raises(UsageError, match=f"candidates must be a whole number from 1 to 1000, got {count}"):
         pipeline.generate(PROMPTS[:1], candidates=count)
+
+
+def test_what_is_for_a_prior_is_refused_where_it_is_left_out(pipeline: DALLe2) -> None:
+    for given in ({"candidates": 2}, {"prior": "diffusion"}):
+        with pytest.raises(UsageError, match="this one leaves it out"):
+            pipeline.generate(PROMPTS[:1], use_prior=False, **given)

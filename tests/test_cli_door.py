@@ -181,6 +181,12 @@ class TestFailing:
         assert err.lower().startswith(f"dalle2: {sentence}".lower())
         assert err.count("\n") == 1
 
+    def test_a_wrong_value_is_named(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main.main(["fail", "data", "--n", "-7"]) == 2  # typer's own words for it change with its version
+        said = capsys.readouterr().err
+        assert "-7" in said
+        assert "Value error" not in said
+
     def test_a_warning_is_a_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main.main(["fail", "warn"]) == 0
         assert capsys.readouterr().err == "dalle2: warning: unknown word: zebra\n"
@@ -209,6 +215,10 @@ class TestShow:
         assert "foreign.png says nothing about how it was made" in capsys.readouterr().err
         assert main.main(["show", str(tmp_path / "none.png")]) == 1
         assert "there is no file" in capsys.readouterr().err
+        (tmp_path / "words.png").write_text("no picture")
+        for name, why in {"words.png": "its content is no known picture format", "": "Is a directory"}.items():
+            assert main.main(["show", str(tmp_path / name)]) == 1
+            assert capsys.readouterr().err.endswith(f" as a PNG or JPEG picture: {why}\n")
 
 
 class Installed:

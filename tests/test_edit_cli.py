@@ -128,16 +128,25 @@ REFUSED: list[tuple[list[str], str]] = [
     (["inpaint", "picture.png", "a circle", "--mask", "nothing.png"], "the mask hides nothing"),
     (["inpaint", "picture.png", "a circle", "--mask", "all.png"], "the mask hides the whole picture"),
     (["inpaint", "picture.png", "", "--mask", "mask.png"], "the prompt is empty"),
-    (["outpaint", "picture.png", "a circle"], "a side is continued by 1 to 16 pixels"),
-    (["outpaint", "picture.png", "a circle", "--left", "17"], "a side is continued by 1 to 16 pixels"),
+    (["inpaint", "picture.png", "a circle", "--mask", "mask.png", "--candidates", "9999"], "from 1 to 1000, got 9999"),
+    (["inpaint", "picture.png", "a circle", "--mask", "mask.png", "--negative", ""], "the negative prompt is empty"),
+    (["outpaint", "picture.png", "a circle"], "at least one side must be continued, each by at most 16 pixels"),
+    (["outpaint", "picture.png", "a circle", "--left", "17"], "got left 17, right 0, top 0, bottom 0"),
     (["image-to-image", "picture.png", "a circle", "--strength", "0"], "strength must lie above 0"),
     (["image-to-image", "picture.png", "a circle", "--sampler", "unpic"], "unipc"),
     (["image-to-image", "picture.png", "a circle", "--prior", "ar"], "no autoregressive prior"),
     (["generate", "a circle", "--noise-level", "3"], "no upsampler of this run was trained with noise levels"),
     (["upscale", "picture.png", "--noise-level", "3"], "no upsampler of this run was trained with noise levels"),
     (["interpolate", "picture.png", "missing.png"], "there is no file missing.png"),
+    (["interpolate", "a red circle", "a star"], "there is no file a red circle: if it is a caption, say --captions"),
+    (["interpolate", "picture.png", "other.png", "--prior", "ar"], "--prior is for captions"),
+    (["interpolate", "a red circle", "a star", "--captions", "--fixed-noise"], "--fixed-noise is for pictures"),
     (["reconstruct", "picture.png", "--directions", "2,x"], "whole numbers with commas between"),
     (["reconstruct", "picture.png"], "knows no principal directions"),
+    (["probe", "picture.png", "--write", "", "--labels", "a star,a circle"], "the word is empty"),
+    (["probe", "picture.png", "--write", "星", "--labels", "a star,a circle"], "the font has no sign for '星'"),
+    (["probe", "picture.png", "--write", "star" * 9, "--labels", "a,b"], "too long for a picture 32 pixels wide"),
+    (["probe", "picture.png", "--write", "star", "--labels", "a star,"], "label 2 of 2 is empty"),
     (["probe", "picture.png", "--write", "star", "--labels", "a star"], "give at least 2, got 1"),
     (["probe", "picture.png", "--write", "star", "--labels", "a,b", "--steps", "1001"], "from 1 to 1000"),
 ]
@@ -157,6 +166,33 @@ def test_what_makes_no_sense_is_refused_in_a_sentence_and_nothing_is_written(
     assert "Traceback" not in said
     assert made() == []
     assert not Path("generations").exists()
+
+
+LATE: list[list[str]] = [
+    ["inpaint", "picture.png", "a circle", "--mask", "mask.png"],
+    ["outpaint", "picture.png", "a circle", "--right", "4"],
+    ["image-to-image", "picture.png", "a circle"],
+    ["text-diff", "picture.png", "--from", "a red circle", "--to", "a blue circle"],
+    ["interpolate", "a circle", "a star", "--captions"],
+]
+
+
+@pytest.mark.parametrize("arguments", LATE, ids=lambda arguments: arguments[0])
+def test_settings_of_the_decoder_are_refused_before_the_prior_works(
+    run: Callable[..., int], arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments, "--steps", "1001") == 2
+    said = capsys.readouterr().err
+    assert "steps must be a whole number from 1 to 1000 for the decoder" in said
+    assert "prior" not in said
+
+
+def test_words_that_the_pipeline_never_saw_are_named(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["inpaint", "picture.png", "a zebra", "--mask", "mask.png", "--candidates", "1", "--steps", "2"]
+    assert run(*words) == 0
+    assert "warning: this pipeline never saw zebra" in capsys.readouterr().err
 
 
 def test_the_best_of_several_is_kept(run: Callable[..., int]) -> None:

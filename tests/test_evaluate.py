@@ -226,6 +226,7 @@ def test_the_card_gets_the_figures_once(micro_pipeline: Path, tmp_path: Path) ->
         (["--splits", "d"], "no split 'd'"),
         (["--sampler", "huen"], "no sampler 'huen': did you mean 'heun'?"),
         (["--pipeline", "no-such-pipeline"], "no-such-pipeline"),
+        (["--out", __file__], "is a file: name a folder for the results"),
     ],
 )
 def test_wrong_usage_is_one_sentence(

@@ -17,6 +17,7 @@ from PIL import Image
 import dalle_2
 from dalle_2 import DALLe2
 from dalle_2.cli.main import main
+from dalle_2.errors import UsageError
 from dalle_2.inference import saving
 from dalle_2.inference.generate import generate, prompt_warnings
 from dalle_2.inference.generation import GenerationSettings
@@ -212,6 +213,8 @@ def test_on_a_terminal_there_is_a_bar_for_each_stage(
         ([RED, "--dtype", "int4"], 2, "dtype must be auto"),
         ([RED, "--pipeline", "nonesuch"], 2, "there is no pipeline 'nonesuch'"),
         ([RED, "--out", "picture.png"], 2, "names a file"),
+        ([RED, "--out", "truncated/pipeline.json/there"], 2, "pipeline.json is a file"),
+        ([RED, "--negative", " "], 2, "the negative prompt is empty: write one, or leave it out"),
         (["--prompts", "missing.txt"], 2, "can't read prompts from missing.txt"),
         ([RED, "--pipeline", "empty"], 1, "empty is no pipeline folder"),
         ([RED, "--pipeline", "truncated"], 1, "decoder.safetensors is not the file"),
@@ -233,6 +236,14 @@ def test_bad_input_is_one_sentence_and_an_exit_status(
     assert message in err
     assert len(err.splitlines()) == 1
     assert not Path("generations").exists() or files() == []
+
+
+def test_a_folder_that_takes_nothing_is_refused_before_anything_is_drawn(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving.os, "access", lambda path, mode: False)  # a superuser may write anywhere
+    with pytest.raises(UsageError, match=f"nothing may be written into {workdir}: name another"):
+        saving.folder_name("new/pictures")
 
 
 def test_debug_shows_the_traceback(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """What the README shows really runs."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -27,6 +28,16 @@ def test_commands_exist() -> None:
     named = {shlex.split(line, comments=True)[1] for line in lines}
     assert named
     assert named <= COMMANDS.keys()
+
+
+def test_edits_lie_where_it_says() -> None:
+    (said,) = re.findall(r"^Every edit of the paper.*?^$", README, re.DOTALL | re.MULTILINE)
+    places = {"outpaint": "inpaint", "reconstructions": "reconstruct", "reranked": "rerank"}
+    named = [name for name in re.findall(r"`(\w+)`", said) if name not in {"reconstruct", "rerank"}]
+    assert {"variations", *places} <= {*named}
+    for name in ["text_diff", *named]:
+        module = importlib.import_module(f"dalle_2.inference.{places.get(name, name)}")
+        assert callable(getattr(module, name))
 
 
 def test_pictures_and_links_are_there() -> None:

@@ -16,6 +16,7 @@ from dalle_2.cli.main import main
 from dalle_2.data.shapes import Shapes
 from dalle_2.models.checkpoints import load_model
 from dalle_2.presets import preset
+from dalle_2.training.alone import alone
 
 STAGES = preset("shapes-micro").stages
 
@@ -236,6 +237,13 @@ def test_a_decoder_does_not_go_on_with_another_draft(trained: Path) -> None:
     assert (said.status, "run/decoder was begun with another draft.run.lr" in said.err) == (2, True)
 
 
+def test_a_folder_takes_one_training_at_a_time(runs: tuple[Path, Said, Said]) -> None:
+    with alone(runs[0] / "run"):
+        said = train(runs[0], "shapes-micro")
+    assert (said.status, "another training is at work in" in said.err) == (2, True)
+    assert train(runs[0], "shapes-micro").status == 0
+
+
 def test_a_stage_before_its_clip_is_refused(tmp_path: Path) -> None:
     said = train(tmp_path, "decoder", "shapes-micro")
     assert said.status == 2
@@ -255,7 +263,12 @@ def test_show_prints_the_recipe_and_trains_nothing(workdir: Path) -> None:
     ("arguments", "words"),
     [
         (["shape-tiny"], "no preset is called 'shape-tiny': did you mean 'shapes-tiny'"),
-        (["shapes-tiny", "shapes-micro"], "train takes one preset or TOML file, got shapes-tiny, shapes-micro"),
+        (["shapes-tiny", "shapes-micro"], "one preset or TOML file, got shapes-tiny, shapes-micro"),
+        (["prio", "shapes-micro"], "got prio, shapes-micro; did you mean the stage 'prior'?"),
+        (["prior_ar", "shapes-micro"], "this recipe has no stage 'prior_ar': choose among clip, prior"),
+        (["my-pictures"], "my-pictures learns from pictures of yours: name their folder with --data"),
+        (["paper-decoder-64"], "paper learns from pictures of yours: name their folder with --data"),
+        (["shapes-micro", "--out", f"{__file__}/new"], "is a file: name a folder for the results"),
         (["--set", "decoder.run.image=5"], "did you mean 'images'"),
         (["--scale", "0"], "scale must be above 0"),
         (["--device", "tpu"], "tpu"),
@@ -265,7 +278,8 @@ def test_wrong_usage_is_one_sentence(arguments: list[str], words: str, workdir: 
     said = dalle2("train", *arguments)
     assert said.status == 2
     assert words in said.err
-    assert "Traceback" not in said.err
+    assert said.err.count("\n") == 1
+    assert not list(workdir.iterdir())
 
 
 def test_a_trained_clip_is_taken_as_it_is(runs: tuple[Path, Said, Said], tmp_path: Path) -> None:
@@ -338,6 +352,7 @@ def test_folders_that_can_not_be_used_are_refused(tmp_path: Path) -> None:
     assert (said.status, "holds no pictures" in said.err) == (1, True)
     said = train(tmp_path / "out", "--data", str(tmp_path / "nowhere"))
     assert (said.status, "nowhere doesn't exist: name a folder of pictures with captions" in said.err) == (1, True)
+    assert said.err.count("\n") == 1  # nothing was announced
     (empty / "a.png").write_bytes(b"no picture")
     (empty / "a.txt").write_text("a caption")
     said = train(tmp_path / "out", "--data", str(empty))

@@ -51,9 +51,11 @@ def evaluate(
         sampler_name(sampler)
     from dalle_2.evaluation.evaluate import QUESTIONS, Settings, sheet, table
     from dalle_2.evaluation.evaluate import evaluate as run
+    from dalle_2.inference.saving import require_place
     from dalle_2.paths import atomic_path, atomic_write_text
     from dalle_2.pipelines.folder import load
 
+    require_place(out)
     questions, readme = chosen(splits, QUESTIONS), card_of(pipeline) if card else None
     whole = load(pipeline, device=device, dtype=dtype, low_memory=low_memory)
     settings = Settings(

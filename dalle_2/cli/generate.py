@@ -112,7 +112,7 @@ def generate(
         use_prior=not no_prior,
         prior=prior,
         candidates=candidates,
-        negative=check_prompts(negative)[0] if negative is not None else None,
+        negative=check_prompts(negative, "negative prompt")[0] if negative is not None else None,
         text_guidance=text_guidance,
         thresholding=threshold,
         size=size,

@@ -53,5 +53,5 @@ def image_to_image(
     edit(
         "image-to-image", pipeline, make, seed=seed, device=device, dtype=dtype,
         low_memory=low_memory, compiled=compiled,
-        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
+        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json, captions=[caption],
     )  # fmt: skip

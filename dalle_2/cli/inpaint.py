@@ -63,5 +63,5 @@ def inpaint(
     edit(
         "inpainting", pipeline, make, seed=seed, device=device, dtype=dtype,
         low_memory=low_memory, compiled=compiled,
-        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
+        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json, captions=[caption],
     )  # fmt: skip

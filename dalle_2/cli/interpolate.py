@@ -1,11 +1,13 @@
 """`dalle2 interpolate FIRST SECOND`: pictures between two pictures or two captions."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dalle_2.cli import options
 from dalle_2.cli.run import edit
+from dalle_2.errors import DataError, UsageError
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT
 
@@ -35,6 +37,13 @@ def interpolate(
 
     dalle2 interpolate cat.png dog.png --n 8 --grid
     """
+    if not captions and prior is not None:
+        raise UsageError("--prior is for captions, and these are pictures: leave it out, or say --captions")
+    if captions and fixed:
+        raise UsageError("--fixed-noise is for pictures: captions have one noise in any case")
+    missing = [] if captions else [end for end in (first, second) if not Path(end).exists()]
+    if missing:
+        raise DataError(f"there is no file {missing[0]}: if it is a caption, say --captions")
 
     def make(loaded: Any, chosen: int, on_step: Any) -> Any:
         from dalle_2.images import open_image
@@ -52,5 +61,5 @@ def interpolate(
     edit(
         "interpolation", pipeline, make, seed=seed, device=device, dtype=dtype,
         low_memory=low_memory, compiled=compiled,
-        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
+        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json, captions=[first, second] if captions else [],
     )  # fmt: skip

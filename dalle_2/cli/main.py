@@ -120,7 +120,7 @@ def _verdict(error: Any) -> tuple[str, int]:
         name = getattr(error, "filename", None)
         return f"the disk is full while writing {name or 'a file'}: free some space or write elsewhere", 1
     if _is_typers(error):
-        return f"{error.format_message().rstrip('.')}: {_command_path(error)} --help lists what it takes", 2
+        return f"{_typers_words(error)}: {_command_path(error)} --help lists what it takes", 2
     if type(error).__module__.startswith("pydantic"):
         from pydantic import ValidationError
 
@@ -138,6 +138,14 @@ def _verdict(error: Any) -> tuple[str, int]:
 def _is_typers(error: Any) -> bool:
     """typer's usage errors; their class moved between versions, their two attributes did not."""
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def _typers_words(error: Any) -> str:
+    """What typer says of a wrong value, with the value: where pydantic found it, the sentence leaves that out."""
+    words = str(error.format_message()).rstrip(".").replace("Value error, ", "")
+    found: list[Any] = getattr(error.__cause__, "errors", list)()
+    got = repr(found[0]["input"]) if found else ""
+    return words if got in words else f"{words}, got {got}"
 
 
 def _command_path(error: Any) -> str:

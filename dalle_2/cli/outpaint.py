@@ -61,5 +61,5 @@ def outpaint(
     edit(
         "outpainting", pipeline, make, seed=seed, device=device, dtype=dtype,
         low_memory=low_memory, compiled=compiled,
-        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
+        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json, captions=[caption],
     )  # fmt: skip

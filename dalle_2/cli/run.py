@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +84,22 @@ def edit(
     grid: bool,
     quiet: bool,
     as_json: bool,
+    captions: Sequence[str] = (),
 ) -> None:
-    """What all editing commands do: load a pipeline, make pictures with `make(pipeline, seed, on_step)`, save them."""
+    """What all editing commands do: load a pipeline, make pictures with `make(pipeline, seed, on_step)`, save them.
+
+    captions: whose unknown words are warned of.
+    """
     found = find_pipeline(pipeline)
     run = Run(out, format, stem=task, quiet=quiet, as_json=as_json)
     with loading(found.name, quiet=quiet):
-        from dalle_2.inference.generate import new_seed
+        from dalle_2.inference.generate import new_seed, prompt_warnings
         from dalle_2.pipelines.folder import load
 
         loaded = load(found, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled)
+        doubts = prompt_warnings(loaded, captions) if captions else []
+    for doubt in doubts:
+        typer.echo(f"dalle2: warning: {doubt}", err=True)
     with stage_progress({}, quiet=quiet, compiled=compiled) as progress:
         run.save(make(loaded, new_seed() if seed is None else seed, progress.step))
     if grid and run.made:

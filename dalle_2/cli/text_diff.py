@@ -56,5 +56,5 @@ def text_diff(
     edit(
         "text-diff", pipeline, make, seed=seed, device=device, dtype=dtype,
         low_memory=low_memory, compiled=compiled,
-        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
+        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json, captions=[source, target],
     )  # fmt: skip

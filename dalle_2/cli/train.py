@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,11 @@ import typer
 from dalle_2.errors import UsageError
 from dalle_2.training.stages import STAGES
 
-WHAT = f"A preset (shapes-tiny), a TOML file, or both a stage ({', '.join(STAGES)}) and a preset."
+WHAT = (
+    f"A preset, a TOML file, or both a stage ({', '.join(STAGES)}) and one of these; by default shapes-tiny, and with "
+    "--data my-pictures."
+)
+HERE = "."  # the source of presets that leave the folder open
 
 
 def train(
@@ -53,18 +58,22 @@ def train(
         typer.echo(estimated(recipe, stages, hardware, devices))
         return
 
+    from dalle_2.inference.saving import require_place
     from dalle_2.models.placement import choose_device
     from dalle_2.paths import TRAINED_MODELS
     from dalle_2.training.expectation import expectation
     from dalle_2.training.progress import reporter
     from dalle_2.training.train import Training
 
-    folder, place = out or TRAINED_MODELS / recipe.name, str(choose_device(device))
+    if recipe.data.source == HERE:
+        raise UsageError(f"{recipe.name} learns from pictures of yours: name their folder with --data")
+    folder, place = require_place(out or TRAINED_MODELS / recipe.name), str(choose_device(device))
     lanes = lanes or default_lanes(place)
     training = Training(
         recipe, folder, reporter=reporter(quiet=quiet), device=place, lanes=lanes,
         say=lambda line: None if quiet else typer.echo(line, err=True),
     )  # fmt: skip
+    training.check(stages)
     if not quiet:
         typer.echo(expectation(recipe, folder), err=True)
     try:
@@ -105,5 +114,7 @@ def split_stages(what: list[str]) -> tuple[tuple[str, ...], list[str]]:
     stages = tuple(word for word in what if word in STAGES)
     names = [word for word in what if word not in STAGES]
     if len(names) > 1:
-        raise UsageError(f"train takes one preset or TOML file, got {', '.join(names)}")
+        close = [near for name in names for near in get_close_matches(name, STAGES, n=1)]
+        hint = f"; did you mean the stage {close[0]!r}?" if close else ""
+        raise UsageError(f"train takes stages and one preset or TOML file, got {', '.join(names)}{hint}")
     return stages or STAGES, names

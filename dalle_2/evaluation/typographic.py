@@ -12,6 +12,7 @@ from dalle_2.models.dalle2 import DALLe2
 from dalle_2.text.prompts import check_prompts
 
 SCALE = 100.0  # CLIP's largest temperature, where its pipeline doesn't say its own
+NO_SIGN = "\uffff"  # never a character: drawn as the box that stands for what a font lacks
 LABEL = 0.45  # width of the label, as a share of the picture's
 
 
@@ -33,12 +34,12 @@ class Probe:
 def probe(pipeline: DALLe2, image: Image.Image, word: str, labels: Sequence[str]) -> Probe:
     """Writes `word` on the picture and asks CLIP, both times, which of the labels it shows.
 
-    Raises UsageError for fewer than two labels, and for an empty word.
+    Raises UsageError for fewer than two labels, an empty word, and one that `labelled` can't write.
     """
-    listed = check_prompts(labels)
+    listed = check_prompts(labels, "label")
     if len(listed) < 2:
         raise UsageError(f"CLIP chooses among labels: give at least 2, got {len(listed)}")
-    (word,) = check_prompts([word])
+    (word,) = check_prompts([word], "word")
     attacked = labelled(image, word)
     before, after = classified(pipeline, [image, attacked], listed).tolist()
     return Probe(tuple(listed), tuple(before), tuple(after), attacked)
@@ -55,10 +56,17 @@ def classified(pipeline: DALLe2, images: Sequence[Image.Image], labels: Sequence
 
 
 def labelled(image: Image.Image, word: str) -> Image.Image:
-    """The picture with a white label in its middle that says the word."""
+    """The picture with a white label in its middle that says the word.
+
+    Raises UsageError for a word that is too long for the picture, or has signs that the font lacks.
+    """
     picture = image.convert("RGB")
     width = round(LABEL * picture.width)
     font = ImageFont.load_default(_fitting(word, width))
+    if font.getlength(word) > picture.width:
+        raise UsageError(f"{word!r} is too long for a picture {picture.width} pixels wide: write a shorter word")
+    if lacking := [sign for sign in word if bytes(font.getmask(sign)) == bytes(font.getmask(NO_SIGN))]:
+        raise UsageError(f"the font has no sign for {lacking[0]!r}: write the word in Latin letters")
     box = ImageDraw.Draw(picture).textbbox((0, 0), word, font=font)
     size = (box[2] - box[0] + 8, box[3] - box[1] + 8)
     left, top = (picture.width - size[0]) // 2, (picture.height - size[1]) // 2

@@ -12,7 +12,7 @@ from PIL import Image
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import at_decoder_size
-from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, in_steps, steerable_prior
+from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, in_steps, stages_of, steerable_prior
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.text.prompts import check_prompts
 
@@ -41,6 +41,7 @@ def image_to_image(
     if n < 1:
         raise UsageError(f"n must be at least 1 picture, got {n}")
     settings = in_steps(settings, pipeline.decoder)
+    stages_of(pipeline, settings)  # what doesn't fit is refused before the prior's work
     over = _drawing_over(pipeline, image, n, strength, settings)
     z = embedded(pipeline, [prompt] * n, settings, seeds=seed, on_step=on_step, **over)
     (start,) = at_decoder_size(pipeline, [image])

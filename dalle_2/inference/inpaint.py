@@ -13,10 +13,11 @@ from dalle_2.images import from_pil, to_pil
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.held import PARTICLES, held_embedding
 from dalle_2.inference.holes import Holed, check_hole, shrunk
-from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, in_steps, steerable_prior
+from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, in_steps, stages_of, steerable_prior
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.prior import Prior
 from dalle_2.models.rest import at_work
+from dalle_2.models.stages import checked_candidates
 from dalle_2.text.prompts import check_prompts
 
 CANDIDATES = 16  # embeddings to choose among where what is kept has no say in what the prior draws
@@ -48,22 +49,25 @@ def inpaint(
     check_hole(picture.hole)
     if picture.picture.shape[-1] != pipeline.size:
         raise UsageError(f"got {picture.picture.shape[-1]} px, this pipeline makes {pipeline.size}: resize the picture")
-    if min(n, 1 if candidates is None else candidates) < 1:
-        raise UsageError(f"n and candidates must be at least 1, got {n} and {candidates}")
+    if n < 1:
+        raise UsageError(f"n must be at least 1 picture, got {n}")
+    if candidates is not None:
+        checked_candidates(candidates)
     settings = settings or EditSettings()
     if pipeline.upsamplers and not settings.upsample:
         raise UsageError("what is kept has the size of the finished picture: leave upsample on")
     # One embedding is nothing to choose among, and guidance away from a negative prompt is left to the other way.
     several = settings.negative is None and candidates != 1
     prior = steerable_prior(pipeline, settings.prior) if several else None
+    # Only over many steps does a decoder that wasn't trained for it draw towards what its embedding knows nothing of.
+    told = prior is not None or pipeline.painter.fills_holes
+    drawn = settings if told else in_steps(settings, pipeline.decoder)
+    stages_of(pipeline, drawn, fills=True)  # what doesn't fit is refused before the prior's work
     plans = [
         _plan(pipeline, picture, prompt, seed + k, candidates or CANDIDATES, settings, on_step) if prior is None
         else _held_plan(pipeline, prior, picture, prompt, seed + k, candidates or PARTICLES, on_step)
         for k in range(n)
     ]  # fmt: skip
-    # Only over many steps does a decoder that wasn't trained for it draw towards what its embedding knows nothing of.
-    told = prior is not None or pipeline.painter.fills_holes
-    drawn = settings if told else in_steps(settings, pipeline.decoder)
     return _kept(picture, draw(pipeline, plans, "inpainting", drawn, on_step=on_step))
 
 
@@ -137,7 +141,8 @@ def outpaint(
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
     wrong = [name for name, pixels in sides.items() if not 0 <= pixels <= size // 2]
     if wrong or not any(sides.values()):
-        raise UsageError(f"a side is continued by 1 to {size // 2} pixels, got {sides}")
+        got = ", ".join(f"{name} {pixels}" for name, pixels in sides.items())
+        raise UsageError(f"at least one side must be continued, each by at most {size // 2} pixels, got {got}")
     if tuple(picture.shape) != (3, size, size):
         raise UsageError(f"got a picture of {tuple(picture.shape[1:])} px, this pipeline makes {size}: resize it")
     canvas = F.pad(picture, (left, right, top, bottom))

@@ -11,7 +11,7 @@ from torch import Tensor
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import encoded
-from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, inverting
+from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, inverting, stages_of
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.sampling.interpolation import slerp
 
@@ -62,6 +62,7 @@ def interpolate_captions(
     All pictures have that noise in the decoder too. Raises UsageError for n below 2, and settings that don't fit.
     """
     shares = shares_of(n)
+    stages_of(pipeline, settings or EditSettings())  # what doesn't fit is refused before the prior's work
     z = embedded(pipeline, [first, second], settings, seeds=[seed, seed], on_step=on_step)
     between = {"from": first, "to": second}
     return _draw(pipeline, z, [None] * n, shares, seed, between, settings, on_step)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import at_decoder_size, encoded
-from dalle_2.inference.plans import EditSettings, Plan, draw, inverting, steerable_prior
+from dalle_2.inference.plans import EditSettings, Plan, draw, inverting, stages_of, steerable_prior
 from dalle_2.inference.redrawn import redrawn
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.sampling.interpolation import slerp
@@ -61,10 +61,11 @@ def text_diff(
         raise UsageError(f"n must be at least 1 picture, got {n}")
     check_prompts([source, target])
     direction = difference(pipeline, source, target)
+    settings = inverting(settings, pipeline.decoder) if prior is None else settings or EditSettings()
+    stages_of(pipeline, settings)  # what doesn't fit is refused before the inversion's work
     shares = [most] if n == 1 else [most * k / (n - 1) for k in range(n)]
     said = {"from": source, "to": target, "by": way}
     if prior is None:
-        settings = inverting(settings, pipeline.decoder)
         latents = encoded(pipeline, [image], settings.steps, captions=[source], on_step=on_step)
         z, end, x_T = latents.z_img, direction, latents.x_T[0]
     else:

@@ -27,6 +27,7 @@ from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.sampler import Sampler, Step
 
 KNOWN = 4  # channels of a picture that is painted into: the picture, and where it is known
+DRAFTS_AT_ONCE = 512  # of 64 px: their layers take about a gigabyte
 
 
 class DecoderConfig(DiffusionConfig):
@@ -145,7 +146,9 @@ class Decoder(Diffusion):
     @torch.no_grad()
     def drafts(self, z_img: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 h w"] | None:
         """What the draft alone makes of image embeddings, about in [-1, 1]; None for a decoder without one."""
-        return self._drafted(self.space.to_model(z_img))
+        if self.draft is None:
+            return None
+        return torch.cat([self.draft(rows) for rows in torch.split(self.space.to_model(z_img), DRAFTS_AT_ONCE)])
 
     def _drafted(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 h w"] | None:
         return None if self.draft is None else self.draft(z)

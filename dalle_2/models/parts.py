@@ -300,6 +300,8 @@ class Parts:
         `generate` would refuse.
         """
         require_eta(eta)
+        if not use_prior and (prior, candidates) != (None, None):
+            raise UsageError("prior and candidates are for a run with a prior, and this one leaves it out")
         stages = self._planned_stages(use_prior=use_prior, last_stage=last_stage, prior=prior)
         check_fit(self.clip_encoder, stages)
         scales = {"decoder": float(guidance)} if isinstance(guidance, int | float) else dict(guidance or {})

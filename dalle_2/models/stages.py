@@ -20,6 +20,7 @@ from dalle_2.sampling.sampler import Sampler
 from dalle_2.sampling.sampler_names import SamplerName
 
 V = TypeVar("V")
+MOST_CANDIDATES = 1_000  # they are drawn at once: more would fill the memory and choose hardly better
 AUTOREGRESSIVE = "autoregressive"  # stands where a diffusion stage has the name of its sampler
 
 
@@ -90,7 +91,7 @@ def settled(
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T:
         raise UsageError(f"steps must be a whole number from 1 to {T} for the {name}, got {steps}")
     guidance = _checked_guidance(name, guidance)
-    wanted = _checked_candidates(getattr(own, "candidates", 1) if candidates is None else candidates)
+    wanted = checked_candidates(getattr(own, "candidates", 1) if candidates is None else candidates)
     sampler = sampler or DDIMSampler(model.noise_scheduler)
     sampler.check(model, eta)
     return StageSettings(steps, guidance, eta, wanted, sampler.name)
@@ -114,7 +115,7 @@ def token_by_token(
     # A pipeline's default for "prior" is the diffusion prior's.
     scale = defaults.guidance.get("prior-ar", model.config.guidance) if guidance is None else guidance
     scale = _checked_guidance("prior", scale)
-    wanted = _checked_candidates(model.config.candidates if candidates is None else candidates)
+    wanted = checked_candidates(model.config.candidates if candidates is None else candidates)
     tokens = tokens or TokenOptions()
     model.token_sampler(tokens)
     return StageSettings(model.components, scale, 0.0, wanted, AUTOREGRESSIVE, tokens=tokens)
@@ -132,9 +133,10 @@ def _checked_guidance(name: str, guidance: float) -> float:
     return float(guidance)
 
 
-def _checked_candidates(wanted: int) -> int:
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-        raise UsageError(f"candidates must be a whole number from 1 up, got {wanted}; 1 keeps what is drawn first")
+def checked_candidates(wanted: int) -> int:
+    """The number of embeddings to choose among. Raises UsageError outside 1 ... MOST_CANDIDATES."""
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= MOST_CANDIDATES:
+        raise UsageError(f"candidates must be a whole number from 1 to {MOST_CANDIDATES}, got {wanted}; 1 is off")
     return wanted
 
 

@@ -7,18 +7,22 @@ from dalle_2.errors import UsageError
 MAX_CHARACTERS = 10_000  # a picture's own metadata, where prompts are kept, holds little more
 
 
-def check_prompts(prompts: Sequence[str]) -> list[str]:
-    """The prompts as a list; a lone string counts as one.
+def check_prompts(prompts: Sequence[str], called: str = "prompt") -> list[str]:
+    """The prompts as a list; a lone string counts as one. called: what a message calls one of them.
 
     Raises UsageError for none at all, and for one that is empty, too long, or no valid text.
     """
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
     if not listed:
-        raise UsageError("there is no prompt: say what the picture should show")
+        raise UsageError(f"there is no {called}: {_cure(called)}")
     for number, prompt in enumerate(listed, start=1):
-        which = "the prompt" if len(listed) == 1 else f"prompt {number} of {len(listed)}"
-        _check(prompt, which)
+        which = f"the {called}" if len(listed) == 1 else f"{called} {number} of {len(listed)}"
+        _check(prompt, which, _cure(called))
     return listed
+
+
+def _cure(called: str) -> str:
+    return "say what the picture should show" if called == "prompt" else "write one, or leave it out"
 
 
 def negative_rows(negative: Sequence[str] | str | None, count: int) -> list[str] | None:
@@ -28,18 +32,18 @@ def negative_rows(negative: Sequence[str] | str | None, count: int) -> list[str]
     """
     if negative is None:
         return None
-    listed = check_prompts(negative)
+    listed = check_prompts(negative, "negative prompt")
     rows = listed * count if len(listed) == 1 else listed
     if len(rows) != count:
         raise UsageError(f"got {len(rows)} negative prompts for {count} prompts: give one for all, or one a prompt")
     return rows
 
 
-def _check(prompt: str, which: str) -> None:
+def _check(prompt: str, which: str, cure: str) -> None:
     if not isinstance(prompt, str):
         raise UsageError(f"{which} must be a string, got {type(prompt).__name__}")
     if not prompt.strip():
-        raise UsageError(f"{which} is empty: say what the picture should show")
+        raise UsageError(f"{which} is empty: {cure}")
     if len(prompt) > MAX_CHARACTERS:
         raise UsageError(f"{which} has {len(prompt):,} characters, at most {MAX_CHARACTERS:,} are taken: shorten it")
     try:

@@ -266,5 +266,9 @@ def table(runs: Mapping[str, DryRun], stated: Mapping[str, str], hardware: str, 
         cells = [name, f"{one.parameters:,}", *([stated.get(name, "–")] if stated else []), f"{one.flops:.3g}"]
         cells += [f"{one.run.images:,}", f"{one.run.batch:,}"]
         cells += [f"{one.batch_bytes(count) / 2**30:.1f}" for count in (1, 32)]
-        lines.append("| " + " | ".join([*cells, f"{one.days(rate, devices):.2g}"]) + " |")
+        lines.append("| " + " | ".join([*cells, _days(one.days(rate, devices))]) + " |")
     return "\n".join(lines)
+
+
+def _days(days: float) -> str:
+    return f"{days:,.0f}" if days >= 10 else f"{days:.2g}"

@@ -23,6 +23,7 @@ from dalle_2.models.parts import AUTOREGRESSIVE, PAINTER
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.folder import save
 from dalle_2.pipelines.manifest import read_manifest, sha256
+from dalle_2.training.alone import alone
 from dalle_2.training.beside import beside
 from dalle_2.training.card import training_card
 from dalle_2.training.embed import embed
@@ -86,17 +87,29 @@ class Training:
         items = {item.name: item for report in reports for item in report.skipped}
         return SkipReport(reports[0].found, tuple(items.values())) if items else None
 
-    def train(self, stages: Sequence[str] = STAGES) -> Path | None:
-        """Runs the named stages, skipping what is done; returns the pipeline folder once every stage is.
+    def check(self, stages: Sequence[str] = STAGES) -> list[str]:
+        """The stages of the recipe that `train` would go through. Begins nothing.
 
-        Raises UsageError for a stage that the recipe lacks, a stage whose predecessor has not run, and a run folder
-        that holds another recipe's work.
+        Raises UsageError for a stage that the recipe lacks, and DataError for data that can't be read.
         """
         known = self.recipe.stages
         unknown = [stage for stage in stages if stage not in known]
         if unknown and tuple(stages) != STAGES:
             raise UsageError(f"this recipe has no stage {unknown[0]!r}: choose among {', '.join(known)}")
-        wanted = [stage for stage in known if stage in stages]
+        self._dataset(ANY_SIZE)
+        return [stage for stage in known if stage in stages]
+
+    def train(self, stages: Sequence[str] = STAGES) -> Path | None:
+        """Runs the named stages, skipping what is done; returns the pipeline folder once every stage is.
+
+        Raises what `check` does, UsageError for a stage whose predecessor has not run, and for a run folder that holds
+        another recipe's work or is another training's at this moment.
+        """
+        wanted = self.check(stages)
+        with alone(self.run):
+            return self._train(wanted)
+
+    def _train(self, wanted: list[str]) -> Path | None:
         if wanted[:1] == ["clip"]:
             self._stage(wanted.pop(0))
         aside = self._aside(wanted)
@@ -104,7 +117,7 @@ class Training:
             for stage in wanted:
                 if stage not in aside:
                     self._stage(stage)
-        return self._assemble() if all(self._is_done(stage) for stage in known) else None
+        return self._assemble() if all(self._is_done(stage) for stage in self.recipe.stages) else None
 
     # Lanes
 
