@@ -174,6 +174,10 @@ def test_a_very_long_prompt_is_cut_and_says_so(
 def test_the_library_warns_too(micro_pipeline: Path) -> None:
     pipeline = dalle_2.load(micro_pipeline, device="cpu")
     assert prompt_warnings(pipeline, [RED]) == []
+    pipeline.prior = None
+    (doubt,) = prompt_warnings(pipeline, [RED])
+    assert "has no prior: captions go to its decoder as they are" in doubt
+    pipeline = dalle_2.load(micro_pipeline, device="cpu")
     with pytest.warns(UserWarning, match="never saw zebra"):
         images = generate("a zebra", pipeline, n=2, seed=1)
     assert [image.size for image in images] == [(32, 32)] * 2

@@ -140,7 +140,20 @@ def new_seed() -> int:
 
 
 def prompt_warnings(pipeline: DALLe2 | Glide, prompts: Sequence[str]) -> list[str]:
-    """Sentences about prompts that will be cut, and about words that no training caption had."""
+    """Sentences about prompts that will be cut, words that no training caption had, and a prior that isn't there."""
+    return _prompts_doubted(pipeline, prompts) + _prior_doubted(pipeline)
+
+
+def _prior_doubted(pipeline: DALLe2 | Glide) -> list[str]:
+    if not isinstance(pipeline, DALLe2) or pipeline._planned_prior is not None:
+        return []
+    return [
+        f"pipeline {pipeline.name or 'given'} has no prior: captions go to its decoder as they are, which knows only "
+        "pictures. Use a pipeline with a prior, or dalle2 variations on a picture"
+    ]
+
+
+def _prompts_doubted(pipeline: DALLe2 | Glide, prompts: Sequence[str]) -> list[str]:
     reader = pipeline.clip_encoder if isinstance(pipeline, DALLe2) else pipeline
     tokenizer = getattr(reader, "tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):

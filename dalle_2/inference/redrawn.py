@@ -9,6 +9,7 @@ there more are drawn, with the rest of the picture kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,7 +20,7 @@ from dalle_2.inference.held import held_embeddings
 from dalle_2.inference.holes import Holed
 from dalle_2.inference.looks import drafted, seen
 from dalle_2.models.captions import Caption
-from dalle_2.models.dalle2 import DALLe2
+from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.prior import Prior
 from dalle_2.models.rest import at_work
 from dalle_2.sampling.ddim_sampler import DDIMSampler
@@ -49,15 +50,16 @@ def redrawn(
     target: str,
     *,
     seed: int = 0,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Float[Tensor, "1 d"]:
     """The embedding of `picture`, of the decoder's size, as `target` wants it where `source` said otherwise.
 
     Of what CLIP sees in the drafts of all candidates, that whose own draft fits the target, came there the way from
     source to target, and leaves most pixels as they were. seed: of the candidates that are drawn where the first ones
-    differ from the picture. on_step: called after each step of an inversion and of the prior.
+    differ from the picture. on_step: called after each step of an "inversion" and of the "prior".
     """
     captions = pipeline._captions([source, target])
+    watch_up, watch_down = (None if on_step is None else partial(on_step, name) for name in ("inversion", "prior"))
 
     def fit(shown: Tensor) -> Tensor:
         again = seen(pipeline, shown)
@@ -65,7 +67,7 @@ def redrawn(
         return F.cosine_similarity(again, captions.z_txt[1:]) + KEPT * (way - _changed(shown, picture))
 
     with at_work(prior, pipeline.decoder):
-        wished = torch.cat(list(_candidates(prior, prior.space.to_model(z_img), captions, on_step)))
+        wished = torch.cat(list(_candidates(prior, prior.space.to_model(z_img), captions, watch_up)))
         z = seen(pipeline, drafted(pipeline, prior.space.finish(prior.space.from_model(wished))))
         drafts = drafted(pipeline, z)
         fits = fit(drafts)
@@ -73,7 +75,7 @@ def redrawn(
         if hole.any() and not hole.all():
             holed, told = Holed(picture[0], hole), _row(captions, 1)
             held = held_embeddings(
-                pipeline, prior, told, holed, fit, seed=seed, particles=PARTICLES, on_step=on_step
+                pipeline, prior, told, holed, fit, seed=seed, particles=PARTICLES, on_step=watch_down
             )
             z, fits = torch.cat([z, held]), torch.cat([fits, fit(drafted(pipeline, held))])
     return z[fits.argmax()][None]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Literal, get_args
 
 from jaxtyping import Float
@@ -70,8 +69,8 @@ def text_diff(
         z, end, x_T = latents.z_img, direction, latents.x_T[0]
     else:
         z, x_T = pipeline.encode_images([image]), None
-        watch = None if on_step is None else partial(on_step, "inversion")
-        end = redrawn(pipeline, prior, z, at_decoder_size(pipeline, [image]), source, target, seed=seed, on_step=watch)
+        small = at_decoder_size(pipeline, [image])
+        end = redrawn(pipeline, prior, z, small, source, target, seed=seed, on_step=on_step)
     plans = [
         Plan(
             slerp(z, end, share)[0], seed, x_T, caption=target if share else source,
