@@ -228,7 +228,7 @@ def test_outpainting_keeps_the_picture_and_grows_the_canvas(pipeline: DALLe2, pi
         assert float(part.std()) > 0.05
     assert (made.metadata["task"], made.metadata["prompt"], made.metadata["right"]) == ("outpainting", RED, 8)
     for sides in ({}, {"left": 17}, {"top": -1}):
-        with pytest.raises(UsageError, match="continued by 1 to 16 pixels"):
+        with pytest.raises(UsageError, match="each by at most 16 pixels, got left"):
             outpaint(pipeline, whole, RED, **sides)
 
 

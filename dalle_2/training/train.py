@@ -106,6 +106,8 @@ class Training:
         another recipe's work or is another training's at this moment.
         """
         wanted = self.check(stages)
+        if wanted and not self._is_done(wanted[0]):
+            self._check_can_run(wanted[0])  # what can't even begin leaves no folder behind
         with alone(self.run):
             return self._train(wanted)
 
