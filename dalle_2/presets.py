@@ -60,7 +60,7 @@ _TINY = Recipe(
     ),
     prior=PriorStage(
         config=PriorConfig(
-            target="x_0", dim=256, width=256, depth=1, heads=4, refine=4, steps=25, guidance=2.0, candidates=16
+            target="x_0", dim=256, width=256, depth=1, heads=4, refine=4, steps=25, guidance=2.0, candidates=48
         ),
         run=RunSettings(images=4_000_000, batch=1024, lr=4e-3, ema_halflife=60_000),
     ),
