@@ -264,7 +264,7 @@ def test_on_a_draft_the_embedding_is_drawn_over_too() -> None:
     near, far, anew = (
         float(F.cosine_similarity(shipped.embed([RED], **settled, strength=strength), z)) for strength in (0.05, 0.9, 1)
     )
-    assert near > 0.95 > far > anew - 0.1
+    assert near > 0.9 > far > anew - 0.1
     with pytest.raises(UsageError, match="strength 0.01 leaves none of 25 steps"):
         shipped.embed([RED], **settled, strength=0.01)
     with pytest.raises(UsageError, match="autoregressive prior draws nothing over"):

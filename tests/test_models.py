@@ -1,6 +1,7 @@
 """The processes: noising, losses, denoisers and samples, and that their conversions and shapes are right."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.upsampler import UpsamplerConfig, blur, enlarge, random_crop, shrink
 from dalle_2.paths import shipped_pipelines
 from dalle_2.sampling.noise import PictureNoise
-from dalle_2.weights.checkpoint import load_checkpoint
+from dalle_2.weights.checkpoint import load_checkpoint, save_checkpoint
 
 # Noising and the loss
 
@@ -385,12 +386,15 @@ def test_an_upsampler_without_levels_ignores_them_and_has_no_weights_for_them() 
     assert "level" not in model.noised(clean(3, 16), generator())
 
 
-def test_weights_from_before_these_settings_still_load() -> None:
-    """The shipped upsampler's file knows neither degradations nor levels."""
-    path = shipped_pipelines() / "shapes-tiny" / "upsampler-256.safetensors"
-    assert not {"degradation", "bsr", "noise_levels"} & load_checkpoint(path).config.keys()
-    config = load_model(path, "upsampler").config
-    assert (config.degradation, config.noise_levels) == ("blur", 0)
+def test_weights_from_before_these_settings_still_load(tmp_path: Path) -> None:
+    """An older file knows neither degradations nor levels."""
+    new = load_checkpoint(shipped_pipelines() / "shapes-tiny" / "upsampler-256.safetensors")
+    config = {name: new.config[name] for name in new.config.keys() - {"degradation", "bsr", "noise_levels"}}
+    assert len(config) == len(new.config) - 3
+    old = tmp_path / "upsampler.safetensors"
+    save_checkpoint(old, "upsampler", config, new.tensors)
+    loaded = load_model(old, "upsampler").config
+    assert (loaded.degradation, loaded.noise_levels) == ("blur", 0)
 
 
 def test_an_upsampler_learns_no_variance() -> None:
