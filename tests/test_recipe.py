@@ -246,7 +246,7 @@ def test_what_to_expect_is_said_before() -> None:
 
 def test_a_card_says_how_the_embedding_of_a_picture_is_chosen() -> None:
     """A folder has no draft to look at, so the first embedding that is drawn goes on."""
-    words = "the prior draws 16 embeddings, of which the best is kept: each is"
+    words = "the prior draws 48 embeddings, of which the best is kept: each is"
     assert words in training_card(preset("shapes-tiny"), {})
     assert "the prior draws" not in training_card(preset("my-pictures"), {})
 
