@@ -219,8 +219,8 @@ class Upsampler(Diffusion):
         enlarged = self._smooth(low_res, self._enlarged(low_res))
 
         def predict(x_t: Tensor, t: Tensor, enlarged: Tensor, z: Tensor | None = None) -> Tensor:
-            if self.last is not None and self._is_last(t):
-                return self.last(x_t, t, z, enlarged)
+            if (last := self._last_at(t)) is not None:
+                return last(x_t, t, z, enlarged)
             level = torch.full((len(t),), noise_level, device=t.device)
             return self._predict(x_t, enlarged, z, self.embed(t, level))
 
@@ -235,17 +235,16 @@ class Upsampler(Diffusion):
         guided = self.guided(predict, [null, full], [self.weight(guidance)], around=around, max_rows=rows)
 
         def denoise(x_t: Tensor, t: Tensor) -> Denoised:
-            last = self.last if self._is_last(t) else None
-            if last is not None:
+            if (last := self._last_at(t)) is not None:
                 lay_down(self)  # so that one network at a time is in memory where that is wished
             with at_work(last or self):
                 return guided(x_t, t)
 
         return denoise
 
-    @staticmethod
-    def _is_last(t: Tensor) -> bool:
-        return bool((t < 1).all())
+    def _last_at(self, t: Tensor) -> "LastStep | None":
+        """The network of the last step, where there is one and this is the step."""
+        return self.last if self.last is not None and bool((t < 1).all()) else None
 
     @torch.no_grad()
     def sample(
