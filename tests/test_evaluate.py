@@ -75,14 +75,17 @@ def test_small_pictures_are_enlarged_before_they_are_read() -> None:
 
 def test_pictures_are_asked_for_with_their_own_seeds_and_settings() -> None:
     painter = Painter(QUESTIONS[0])
-    settings = Settings(n=3, batch=2, steps=7, guidance=2.0, sampler="unipc", embeddings="text")
+    settings = Settings(n=3, batch=2, steps=7, guidance=2.0, sampler="unipc", candidates=5)
     evaluate(painter, QUESTIONS[0], settings)
     captions = [statement.text for _, statement in fixed_scenes("seen", 3)]
     first = Settings().seed
     assert [call["seeds"] for call in painter.calls] == [[first, first + 1], [first + 2]]
     assert [call["prompts"] for call in painter.calls] == [captions[:2], captions[2:]]
-    assert {(call["steps"], call["guidance"], call["use_prior"]) for call in painter.calls} == {(7, 2.0, False)}
+    assert {(call["steps"], call["guidance"], call["candidates"]) for call in painter.calls} == {(7, 2.0, 5)}
+    assert all(call["use_prior"] for call in painter.calls)
     assert all(call["sampler"] == {"decoder": "unipc"} for call in painter.calls)
+    evaluate(painter, QUESTIONS[0], Settings(n=1, embeddings="text"))
+    assert not painter.calls[-1]["use_prior"]
 
 
 def test_the_upper_bound_starts_from_true_pictures() -> None:
@@ -176,6 +179,9 @@ def test_what_makes_no_sense_is_refused() -> None:
     for settings, words in (({"n": 0}, "got 0 and 20"), ({"batch": 0}, "got 500 and 0")):
         with pytest.raises(UsageError, match=words):
             Settings(**settings)
+    for wish in ({"prior": "ar"}, {"candidates": 4}):
+        with pytest.raises(UsageError, match="are for embeddings by the prior, got 'image'"):
+            Settings(embeddings="image", **wish)
     with pytest.raises(UsageError, match="unknown split 'nowhere'"):
         evaluate(Painter(QUESTIONS[0]), Question("x", "nowhere", 2), Settings(n=1))
     assert [question.name for question in chosen("b, one object", QUESTIONS)] == ["b", "one object"]
@@ -187,12 +193,13 @@ def test_what_makes_no_sense_is_refused() -> None:
 def test_the_command_leaves_a_report(micro_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report"
     arguments = ["--pipeline", str(micro_pipeline), "--n", "2", "--splits", "a,one object", "--device", "cpu"]
-    assert main(["evaluate", *arguments, "--seed", "5", "--steps", "1", "--out", str(out), "--quiet"]) == 0
+    arguments += ["--seed", "5", "--steps", "1", "--candidates", "3", "--out", str(out), "--quiet"]
+    assert main(["evaluate", *arguments]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "one-object.png", "report.json", "report.md"]
     report = json.loads((out / "report.json").read_text())
     assert report["settings"] == {
         "n": 2, "seed": 5, "embeddings": "prior", "steps": 1, "guidance": None, "sampler": None, "prior": None,
-        "batch": 20,
+        "candidates": 3, "batch": 20,
     }  # fmt: skip
     assert [result["question"]["name"] for result in report["results"]] == ["a", "one object"]
     assert len(report["fingerprint"]) == 64

@@ -22,6 +22,9 @@ def evaluate(
         str, typer.Option(help="prior; text: without a prior; image: CLIP's embedding of a true picture (upper bound).")
     ] = "prior",
     prior: Annotated[str | None, typer.Option(help="diffusion or ar, in a pipeline that has both.")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Embeddings that the prior draws for a picture; the best is kept.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Another set of scenes and noises, for tuning.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of every stage; by default the pipeline's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Of the decoder; by default the pipeline's.")] = None,
@@ -49,20 +52,20 @@ def evaluate(
         raise UsageError(f"n must be at least 1 scene, got {n}")
     if sampler is not None:
         sampler_name(sampler)
+    from dalle_2.data.shapes import EVALUATION_SEED
     from dalle_2.evaluation.evaluate import QUESTIONS, Settings, sheet, table
     from dalle_2.evaluation.evaluate import evaluate as run
     from dalle_2.inference.saving import require_place
     from dalle_2.paths import atomic_path, atomic_write_text
     from dalle_2.pipelines.folder import load
 
+    settings = Settings(
+        n=n, seed=EVALUATION_SEED if seed is None else seed, embeddings=embeddings,  # type: ignore[arg-type]
+        steps=steps, guidance=guidance, sampler=sampler, prior=prior, candidates=candidates,  # type: ignore[arg-type]
+    )  # fmt: skip
     require_place(out)
     questions, readme = chosen(splits, QUESTIONS), card_of(pipeline) if card else None
     whole = load(pipeline, device=device, dtype=dtype, low_memory=low_memory)
-    settings = Settings(
-        n=n, embeddings=embeddings, steps=steps, guidance=guidance, sampler=sampler, prior=prior,  # type: ignore[arg-type]
-    )  # fmt: skip
-    if seed is not None:
-        settings = Settings(**{**vars(settings), "seed": seed})
     results = []
     for question in questions:
         with progress(f"{question.name}: {SPLITS.get(question.name, 'new scenes')}", n, quiet) as advance:

@@ -49,8 +49,9 @@ QUESTIONS = (
 @dataclass(frozen=True)
 class Settings:
     """embeddings: where the decoder's image embedding comes from: the prior, the bare text embedding, or (as an upper
-    bound) CLIP's embedding of a true picture. steps, guidance, sampler (the decoder's), and prior ("diffusion" or
-    "ar"): None for the pipeline's defaults. batch: scenes at a time. Raises UsageError for values that make no sense.
+    bound) CLIP's embedding of a true picture. steps, guidance, sampler (the decoder's), prior ("diffusion" or "ar")
+    and its candidates: None for the pipeline's defaults. batch: scenes at a time. Raises UsageError for values that
+    make no sense.
     """
 
     n: int = 500
@@ -60,6 +61,7 @@ class Settings:
     guidance: float | None = None
     sampler: str | None = None
     prior: Literal["diffusion", "ar"] | None = None
+    candidates: int | None = None
     batch: int = 20
 
     def __post_init__(self) -> None:
@@ -67,6 +69,8 @@ class Settings:
             raise UsageError(f"embeddings must be one of {', '.join(get_args(Embeddings))}, got {self.embeddings!r}")
         if min(self.n, self.batch) < 1:
             raise UsageError(f"n and batch must be at least 1 scene, got {self.n} and {self.batch}")
+        if self.embeddings != "prior" and (self.prior, self.candidates) != (None, None):
+            raise UsageError(f"prior and candidates are for embeddings by the prior, got {self.embeddings!r}")
 
     @property
     def described(self) -> str:
@@ -76,6 +80,7 @@ class Settings:
         parts += [] if self.guidance is None else [f"guidance {self.guidance:g}"]
         parts += [] if self.sampler is None else [f"decoder sampler {self.sampler}"]
         parts += [] if self.prior is None else [f"prior {self.prior}"]
+        parts += [] if self.candidates is None else [f"{self.candidates} candidates"]
         return ", ".join(parts)
 
 
@@ -149,7 +154,8 @@ def draw(
     if settings.embeddings != "image":
         return pipeline.generate(
             captions, settings.steps, seeds=seeds, guidance=settings.guidance, sampler=sampler,
-            use_prior=settings.embeddings == "prior", prior=settings.prior, micro_batch=len(captions),
+            use_prior=settings.embeddings == "prior", prior=settings.prior, candidates=settings.candidates,
+            micro_batch=len(captions),
         )  # fmt: skip
     true = [Image.fromarray(render(scene, READ_AT)) for scene, _ in scenes]
     z_img = pipeline._encode_images(true)
