@@ -18,6 +18,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a new path beside `target`, of the same suffix; on success it replaces `target`, else it goes.
 
+    Whoever may read it is up to the umask, whatever the library that writes has set (safetensors: the owner alone).
     Missing parent folders are made. Raises OSError (ENOSPC, with the name of `target`) on a full disk,
     whatever the library that was writing made of it.
     """
@@ -25,7 +26,9 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
     try:
+        mode = _mode_of_new(temporary)
         yield temporary
+        temporary.chmod(mode)
         _sync(temporary)
         os.replace(temporary, target)
         _sync(target.parent)
@@ -35,6 +38,15 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _mode_of_new(path: Path) -> int:
+    """The mode that a new file gets where `path` is to lie."""
+    try:
+        path.touch()
+        return path.stat().st_mode & 0o777
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def atomic_write_bytes(target: str | os.PathLike[str], data: bytes) -> None:

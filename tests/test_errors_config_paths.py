@@ -236,7 +236,9 @@ class TestAtomicPath:
     def test_permissions_follow_the_umask(self, tmp_path: Path) -> None:
         paths.atomic_write_bytes(tmp_path / "ours", b"")
         (tmp_path / "theirs").write_bytes(b"")
-        assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+        with paths.atomic_path(tmp_path / "private") as temporary:
+            temporary.touch(0o600)
+        assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "theirs").stat().st_mode}
 
 
 class TestPlaces:

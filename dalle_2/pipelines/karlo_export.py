@@ -19,7 +19,7 @@ from dalle_2.models.decoder import Decoder
 from dalle_2.models.parts import check_whole
 from dalle_2.models.prior import Prior
 from dalle_2.models.upsampler import Upsampler
-from dalle_2.paths import atomic_write_text, holds_something
+from dalle_2.paths import atomic_path, atomic_write_text, holds_something
 from dalle_2.pipelines import karlo_settings as settings
 from dalle_2.pipelines.find import FOREIGN
 from dalle_2.pipelines.karlo import CLASSES
@@ -130,7 +130,8 @@ def _write(folder: Path, part: str, tensors: Mapping[str, Tensor], dtype: torch.
     folder.mkdir()
     name = "model.safetensors" if part.endswith("encoder") else "diffusion_pytorch_model.safetensors"
     plain = {name: x.detach().cpu().to(dtype or x.dtype).contiguous().clone() for name, x in tensors.items()}
-    save_file(plain, folder / name, metadata={"format": "pt"})
+    with atomic_path(folder / name) as path:
+        save_file(plain, path, metadata={"format": "pt"})
 
 
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
