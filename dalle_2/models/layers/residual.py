@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_2.models.layers.init import zeroed
+from dalle_2.models.layers.winograd import Conv3x3
 
 
 def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
@@ -46,11 +47,11 @@ class ResidualBlock(nn.Module):
         self.scale_shift = scale_shift
         self.resample = RESAMPLE[resample] if resample else None
         self.norm_in = group_norm(channels, groups)
-        self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv_in = Conv3x3(channels, out_channels)
         self.embed = nn.Linear(embedding, out_channels * (2 if scale_shift else 1))
         self.norm_out = group_norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
-        self.conv_out = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv_out = zeroed(Conv3x3(out_channels, out_channels))
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(
@@ -104,7 +105,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv = Conv3x3(channels, out_channels)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         return self.conv(doubled(x))
