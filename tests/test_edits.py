@@ -29,6 +29,7 @@ from dalle_2.inference.variations import variations
 from dalle_2.models.embedding_space import EmbeddingSpace
 
 QUICK = EditSettings(steps=3, upsample=False)
+BACK = EditSettings(steps=3, upsample=False, eta=0.0)  # variations that are the picture itself
 RED, BLUE = "a red circle", "a blue square"
 
 
@@ -104,6 +105,12 @@ def test_variations_differ_by_seed_and_the_more_the_more_fresh_noise(pipeline: D
     assert torch.equal(pixels(moved[1]), pixels(again[1]))
 
 
+def test_settings_that_say_nothing_of_eta_leave_variations_fresh(pipeline: DALLe2, picture: Image.Image) -> None:
+    first, second = variations(pipeline, [picture], 2, settings=QUICK)
+    assert not torch.equal(pixels(first), pixels(second))
+    assert first.metadata["eta"] == 0.8
+
+
 def test_variations_of_several_pictures_come_picture_by_picture(pipeline: DALLe2, picture: Image.Image) -> None:
     made = list(variations(pipeline, [picture, picture.rotate(90)], 2, seed=0, settings=EditSettings(steps=2, eta=0.5)))
     assert [one.metadata["picture"] for one in made] == [0, 0, 1, 1]
@@ -117,7 +124,7 @@ def test_variations_of_several_pictures_come_picture_by_picture(pipeline: DALLe2
 def test_an_interpolation_ends_in_the_two_pictures(pipeline: DALLe2, picture: Image.Image) -> None:
     other = picture.rotate(180)
     made = list(interpolate(pipeline, picture, other, 3, settings=QUICK))
-    alone = [next(variations(pipeline, [one], 1, settings=QUICK)) for one in (picture, other)]
+    alone = [next(variations(pipeline, [one], 1, settings=BACK)) for one in (picture, other)]
     assert [one.metadata["share"] for one in made] == [0, 0.5, 1]
     for end, whole in zip((made[0], made[2]), alone, strict=True):
         assert float((pixels(end) - pixels(whole)).abs().max()) < 0.05
@@ -149,7 +156,7 @@ def test_a_text_diff_turns_towards_the_difference_by_theta(pipeline: DALLe2, pic
     assert torch.allclose(direction, torch.nn.functional.normalize(z[1:] - z[:1], dim=-1), atol=1e-6)
     made = list(text_diff(pipeline, picture, RED, BLUE, 3, theta=0.5, settings=QUICK))
     assert [one.metadata["theta"] for one in made] == [0, 0.25, 0.5]
-    (same,) = variations(pipeline, [picture], 1, settings=QUICK)
+    (same,) = variations(pipeline, [picture], 1, settings=BACK)
     assert float((pixels(made[0]) - pixels(same)).abs().max()) < 0.05
 
 

@@ -29,7 +29,10 @@ def variations(
     """
     if n < 1:
         raise UsageError(f"n must be at least 1 variation of each picture, got {n}")
-    settings = inverting(settings or EditSettings(eta=FRESH), pipeline.decoder)
+    settings = settings or EditSettings()
+    if "eta" not in settings.model_fields_set:  # its own default would give copies
+        settings = settings.model_copy(update={"eta": FRESH})
+    settings = inverting(settings, pipeline.decoder)
     latents = encoded(pipeline, images, settings.steps, on_step=on_step)
     plans = [
         Plan(latents.z_img[k // n], seed + k, latents.x_T[k // n], metadata={"picture": k // n})
