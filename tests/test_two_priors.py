@@ -125,6 +125,8 @@ def test_the_command_line_knows_both(folder: Path, workdir: Path, capsys: pytest
     assert (metadata["temperature"], metadata["top_k"], metadata["top_p"]) == (0.5, 4, 0.9)
     assert main(["generate", RED, "--top-k", "4", "--pipeline", str(folder)]) == 2
     assert "top_k is for an autoregressive prior" in capsys.readouterr().err
+    assert main(["generate", RED, "--prior", "ar", "--prior-sampler", "heun", "--pipeline", str(folder)]) == 2
+    assert "takes no sampler" in capsys.readouterr().err
     assert main(["generate", RED, "--prior", "arr", "--pipeline", str(folder)]) == 2
     assert "arr" in capsys.readouterr().err
     evaluated = ["evaluate", "--prior", "ar", "--n", "2", "--splits", "a", "--pipeline", str(folder), "--quiet"]

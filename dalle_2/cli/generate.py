@@ -100,6 +100,8 @@ def generate(
     wanted = check_prompts([*(prompts or []), *_from_file(prompts_file)])
     if not 0 <= eta < 1:
         raise UsageError(f"eta must be at least 0 and below 1, got {eta}: 0 is deterministic")
+    if prior == "ar" and prior_sampler is not None:
+        raise UsageError("an autoregressive prior draws token by token and takes no sampler: leave --prior-sampler out")
     samplers = _samplers(sampler, {"prior": prior_sampler, "decoder": decoder_sampler, "upsampler": upsampler_sampler})
     found = find_pipeline(pipeline)
     stage_steps = {"prior": prior_steps, "decoder": decoder_steps, "upsampler": upsampler_steps}
