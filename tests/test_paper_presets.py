@@ -9,6 +9,7 @@ from torch import nn
 from dalle_2.cli.main import main
 from dalle_2.config import override
 from dalle_2.errors import UsageError
+from dalle_2.models.autoregressive_prior import AutoregressivePrior
 from dalle_2.models.decoder import Decoder
 from dalle_2.models.prior import Prior
 from dalle_2.presets import on_folder, preset
@@ -21,8 +22,8 @@ COUNTS = {
     "paper-prior-ar": 2_115_266_048,  # 1.3 B in the text encoder, 0.8 B behind it
     "paper-prior-diffusion": 1_329_479_680,
     "paper-decoder-64": 3_566_582_278,
-    "paper-upsampler-256": 730_769_347,
-    "paper-upsampler-1024": 282_798_211,
+    "paper-upsampler-256": 729_456_323,
+    "paper-upsampler-1024": 282_009_987,
 }
 ROUNDED = {"1 B": 1e9, "3.5 B": 3.5e9, "700 M": 7e8, "300 M": 3e8}
 
@@ -58,16 +59,32 @@ def test_the_widths_are_those_of_the_table() -> None:
         config = getattr(PAPER_RECIPE, name).config
         assert config.crop == config.image_size // 4
         assert config.unet.attention == ()
+        assert config.unet.z_dim == 0  # they see the small picture alone
+    prior_ar = on_meta("paper-prior-ar")
+    assert isinstance(prior_ar, AutoregressivePrior)
+    own = prior_ar.config
+    assert (own.width, own.depth, own.heads, own.buckets, prior_ar.components) == (1664, 24, 26, 1024, 319)
 
 
-def test_optimisers_are_those_of_the_table() -> None:
-    prior, decoder = PAPER_RECIPE.prior.run, PAPER_RECIPE.decoder.run
-    assert (prior.lr, prior.batch, prior.images // prior.batch) == (1.1e-4, 4096, 600_000)
-    assert (prior.betas, prior.eps, prior.weight_decay) == ((0.9, 0.96), 1e-6, 6e-2)
-    assert (decoder.lr, decoder.batch, decoder.images // decoder.batch) == (1.2e-4, 2048, 800_000)
-    assert decoder.ema_halflife is not None
-    decay = 0.5 ** (decoder.batch / decoder.ema_halflife)
-    assert decay == pytest.approx(0.9999, abs=1e-8)
+# lr, batch, iterations, betas, epsilon, weight decay, decay of the average.
+OPTIMISERS = {
+    "paper-prior-ar": (1.6e-4, 4096, 1_000_000, (0.9, 0.91), 1e-10, 4e-2, 0.999),
+    "paper-prior-diffusion": (1.1e-4, 4096, 600_000, (0.9, 0.96), 1e-6, 6e-2, 0.9999),
+    "paper-decoder-64": (1.2e-4, 2048, 800_000, (0.9, 0.999), 1e-8, 0.0, 0.9999),
+    "paper-upsampler-256": (1.2e-4, 1024, 1_000_000, (0.9, 0.999), 1e-8, 0.0, 0.9999),
+    "paper-upsampler-1024": (1.0e-4, 512, 1_000_000, (0.9, 0.999), 1e-8, 0.0, 0.9999),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_optimisers_are_those_of_the_table(name: str) -> None:
+    run = getattr(PAPER_RECIPE, PAPER[name].stage).run
+    iterations, rest = divmod(run.images, run.batch)
+    assert (rest, run.optimizer, run.warmup) == (0, "adamw", 0)
+    decay = 0.5 ** (run.batch / run.ema_halflife)
+    stated = OPTIMISERS[name]
+    assert (run.lr, run.batch, iterations, run.betas, run.eps, run.weight_decay) == stated[:-1]
+    assert decay == pytest.approx(stated[-1], abs=1e-7)
 
 
 def test_operations_are_counted_forward_and_twice_back() -> None:
@@ -104,7 +121,7 @@ def test_an_inpainting_decoder_can_be_counted() -> None:
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "paper-upsampler-1024", "--dry-run", "--hardware", "h100", "--devices", "64"]) == 0
     out = capsys.readouterr().out
-    assert "| paper-upsampler-1024 | 282,798,211 | 300 M |" in out
+    assert "| paper-upsampler-1024 | 282,009,987 | 300 M |" in out
     assert "days on 64 h100" in out
     assert main(["train", "draft", "shapes-tiny", "--dry-run"]) == 0
     assert "| draft |" in capsys.readouterr().out

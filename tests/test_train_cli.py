@@ -186,6 +186,7 @@ def test_another_clip_is_refused(trained: Path) -> None:
 
 def test_a_second_upsampler_goes_on_top_of_a_finished_pipeline(trained: Path) -> None:
     lengths = ["--set", "upsampler_2.run.images=64", "--set", "upsampler_2.run.batch=16"]
+    lengths += ["--set", "upsampler_2.config.unet.z_dim=0"]  # as in the paper
     said = train(trained, "shapes-1024", *SECOND, *lengths)
     assert said.status == 0, said.err
     assert all(f"{stage}: done before" in said.err for stage in STAGES)
@@ -195,6 +196,7 @@ def test_a_second_upsampler_goes_on_top_of_a_finished_pipeline(trained: Path) ->
     pipeline = dalle_2.load(trained, device="cpu")
     assert [one.config.image_size for one in pipeline.upsamplers] == [64, 128]
     assert pipeline.upsamplers[1].config.degradation == "bsr"
+    assert [one.space is None for one in pipeline.upsamplers] == [False, True]
     assert pipeline.generate(["a red circle"], 1, seeds=1).shape == (1, 3, 128, 128)
     parts = json.loads((trained / "pipeline.json").read_text())["parts"]
     assert parts.keys() >= {"upsampler-64", "upsampler-128"}

@@ -166,7 +166,7 @@ def _frozen(model: M, reader: str | None) -> M:
 
 def _upsampler(recipe: Recipe, name: str) -> nn.Module:
     config = getattr(recipe, name).config
-    unet = config.unet.model_copy(update={"z_dim": _width(recipe)})
+    unet = config.unet.model_copy(update={"z_dim": _width(recipe)}) if config.unet.z_dim else config.unet
     return Upsampler(config=config.model_copy(update={"unet": unet}))
 
 
@@ -221,7 +221,8 @@ def forward_once(model: Any) -> None:
         size = getattr(model.config, "crop", None) or model.config.image_size
         channels = {"low_res": unet.low_res_channels, "known": unet.known_channels}
         pictures = {name: empty(count, size, size) for name, count in channels.items() if count}
-        model.network(empty(3, size, size), empty(unet.z_dim), empty(unet.t_dim), **pictures, **words)
+        z = empty(unet.z_dim) if unet.z_dim else None
+        model.network(empty(3, size, size), z, empty(unet.t_dim), **pictures, **words)
 
 
 def _tokens(text: TextConfig) -> Tensor:

@@ -60,7 +60,7 @@ def _text(depth: int) -> TextConfig:
 def _upsampler(channels: int, depth: int, multiples: tuple[int, ...], dropout: float) -> DecoderUNetConfig:
     return DecoderUNetConfig(
         channels=channels, blocks=depth, multiples=multiples, attention=(), middle_attention=False, context_tokens=0,
-        low_res_channels=3, z_dim=Z_DIM, t_dim=4 * channels, dropout=dropout, resample="residual",
+        low_res_channels=3, z_dim=0, t_dim=4 * channels, dropout=dropout, resample="residual",
     )  # fmt: skip
 
 

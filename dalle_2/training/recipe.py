@@ -158,7 +158,7 @@ class InpaintStage(Settings):
 
 
 class UpsamplerStage(Settings):
-    """An upsampler; as the decoder."""
+    """An upsampler; as the decoder, but that `config.unet.z_dim` 0 leaves the embedding out, as in the paper."""
 
     config: UpsamplerConfig = UpsamplerConfig()
     run: RunSettings = RunSettings(images=100_000)

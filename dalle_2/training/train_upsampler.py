@@ -11,10 +11,14 @@ from dalle_2.training.recipe import UpsamplerStage
 
 
 def train_upsampler(stage: UpsamplerStage, ground: Ground, dataset: AbsDataset, folder: Path) -> Path:
-    """Trains an upsampler on `dataset`, whose pictures have its size; leaves its weight file in `folder`."""
-    space = ground.image_space
-    unet = stage.config.unet.model_copy(update={"z_dim": space.width})
-    config = stage.config.model_copy(update={"space": space, "unet": unet})
+    """Trains an upsampler on `dataset`, whose pictures have its size; leaves its weight file in `folder`.
+
+    One whose U-Net has `z_dim` 0 sees the small picture alone, as in the paper.
+    """
+    config, space = stage.config, ground.image_space
+    if config.unet.z_dim:
+        unet = config.unet.model_copy(update={"z_dim": space.width})
+        config = config.model_copy(update={"space": space, "unet": unet})
     model = ground.built(lambda: Upsampler.from_config(config))
     images = EmbeddedImages(ground.store, dataset)
     preview = preview_of(images) if stage.run.preview_every else None  # eight pictures, which may be large ones
