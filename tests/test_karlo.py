@@ -337,6 +337,24 @@ def test_all_wrong_tensors_are_named_by_their_own_names(copied: Path) -> None:
         assert part in said
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "image_encoder"])
+def test_so_are_those_of_both_encoders(copied: Path, part: str) -> None:
+    tower, path = part.split("_")[0].replace("image", "vision"), copied / part / "model.safetensors"
+    tensors = load_file(path)
+    query, norm = (f"{tower}_model.encoder.layers.1.{name}" for name in ("self_attn.q_proj.weight", "layer_norm1.bias"))
+    del tensors[query]
+    tensors[f"{tower}_model.encoder.layers.0.self_attn.k_proj.weight"] = torch.ones(32, 7)
+    tensors[norm] = torch.ones(3)
+    tensors[f"{tower}_model.embeddings.position_ids"] = torch.arange(16)[None]  # older files have this constant
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError) as caught:
+        dalle_2.load(copied, device="cpu", dtype="float32").embed(PROMPTS, 2)
+    said = str(caught.value)
+    assert said.startswith(f"the tensors of {copied / part} don't fit: missing (1): {query}; of another shape (2): ")
+    assert "layers.0.self_attn.k_proj.weight is (32, 7) instead of (32, 32)" in said
+    assert f"{norm} is (3,) instead of (32,)" in said
+
+
 def test_a_prior_that_never_got_its_statistics_is_refused(copied: Path) -> None:
     path = weights(copied, "prior")
     tensors = load_file(path)

@@ -34,9 +34,9 @@ from dalle_2.pipelines import karlo_settings as settings
 from dalle_2.pipelines.find import FOREIGN as INDEX
 from dalle_2.pipelines.manifest import sha256
 from dalle_2.text.tokenizer import Tokenizer
-from dalle_2.weights.checkpoint import check_tensors, like, read_tensors
+from dalle_2.weights.checkpoint import like, read_tensors
 from dalle_2.weights.foreign import check, converted
-from dalle_2.weights.hf_clip import convert_config, convert_tensors
+from dalle_2.weights.hf_clip import clip_pairs, convert_config, convert_tensors, without_constants
 from dalle_2.weights.karlo_names import TEXT, prior_pairs, text_pairs, time_pairs, unet_pairs
 from dalle_2.weights.layout import Pair
 
@@ -143,20 +143,23 @@ class KarloParts:
     def clip(self) -> CLIP:
         """Both towers, or the one for texts."""
         model = empty(lambda: CLIP(self.clip_config)).eval().requires_grad_(False)
-        parts = [part for part in TOWERS.values() if self.has(part)]
-        shapes = {name: value.to("meta") for part in parts for name, value in self.tensors(part).items()}
-        check_tensors(model, convert_tensors(shapes) | {"log_scale": model.log_scale}, self.folder)
         model.log_scale = nn.Parameter(torch.tensor(log(self.clip_config.logit_scale)), requires_grad=False)
-        for name in TOWERS:
-            if getattr(model, name) is not None:
+        for name, folder in TOWERS.items():
+            if (tower := getattr(model, name)) is not None:
+                depth = getattr(self.clip_config, name).depth
+                check(nn.ModuleDict({name: tower}), clip_pairs(depth, depth), self._tower(name), self.folder / folder)
                 part = Shelved(partial(getattr, model, name), partial(self._tower_weights, name))
                 _ = part.resting(self.device) if self.placement.low_memory else part()
         return model
 
     def _tower_weights(self, name: str, tower: nn.Module) -> dict[str, Tensor]:
         """A tower's weights by its own names."""
-        made, own = convert_tensors(self.tensors(TOWERS[name])), tower.state_dict()
+        made, own = convert_tensors(self._tower(name)), tower.state_dict()
         return {inner: like(made[f"{name}.{inner}"].float(), value) for inner, value in own.items()}
+
+    def _tower(self, name: str) -> dict[str, Tensor]:
+        """A tower's tensors, by their own names."""
+        return without_constants(self.tensors(TOWERS[name]))
 
     def _text(self) -> dict[str, Tensor]:
         """The text encoder's weights: those that it has, so that they are shared, else the files'."""

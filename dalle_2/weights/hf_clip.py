@@ -126,11 +126,11 @@ def convert_config(
 
 
 def convert_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames every tensor and fuses queries, keys and values; `position_ids`, a constant, is left out.
+    """Renames every tensor and fuses queries, keys and values; constants are left out.
 
     Names that are not part of the layout are kept, so that strict loading can report them.
     """
-    left = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
+    left = without_constants(tensors)
     blocks = [found.groups() for name in left if (found := BLOCK.match(name))]
     depths = (max([1 + int(n) for tower, n in blocks if tower == wanted], default=0) for wanted in ("text", "vision"))
     made = {}
@@ -139,6 +139,11 @@ def convert_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(parts) == len(pair.theirs):
             made[pair.ours] = pair.joined(parts)
     return made | left
+
+
+def without_constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All but `position_ids`, which count up from zero in every file that has them."""
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
 
 
 def _section(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
