@@ -15,8 +15,8 @@ class Published(NamedTuple):
     """Weights that others have published.
 
     name: what they are called here. does: what they are good for. gigabytes: of the files that are read. repo: their
-    hub id, or None where no hub has them. page: where they are told of, or linked. pipeline: whether they are a whole
-    one, that `--pipeline` takes by name.
+    hub id, or None where no hub has them. page: where they are told of, or linked. draws: whether they make pictures by
+    themselves. pipeline: whether `dalle_2.load` takes them by name.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Published(NamedTuple):
     gigabytes: float
     repo: str | None
     page: str
+    draws: bool = False
     pipeline: bool = False
 
 
@@ -45,32 +46,33 @@ HUB = "https://huggingface.co"
 PUBLISHED = (
     Published(
         "karlo", "text to picture at 256 pixels, text interpolation, inpainting", OPEN_RAIL_M, 13.7,
-        "kakaobrain/karlo-v1-alpha", f"{HUB}/kakaobrain/karlo-v1-alpha", pipeline=True,
+        "kakaobrain/karlo-v1-alpha", f"{HUB}/kakaobrain/karlo-v1-alpha", draws=True, pipeline=True,
     ),
     Published(
         "karlo-variations", "variations of pictures and the way between two, at 256 pixels; no prior", OPEN_RAIL_M,
         10.8, "kakaobrain/karlo-v1-alpha-image-variations", f"{HUB}/kakaobrain/karlo-v1-alpha-image-variations",
-        pipeline=True,
+        draws=True, pipeline=True,
     ),
     Published(
         "karlo-original", "Karlo's own .ckpt files, with clip-vit-l-14: text to picture, and variations too",
-        OPEN_RAIL_M, 13.2, None, "https://github.com/kakaobrain/karlo",
+        OPEN_RAIL_M, 13.2, None, "https://github.com/kakaobrain/karlo", draws=True,
     ),
     Published(
-        "kandinsky-2.1-prior", "captions to image embeddings of CLIP ViT-L/14, those of Karlo's decoder", APACHE,
-        5.8, "kandinsky-community/kandinsky-2-1-prior", f"{HUB}/kandinsky-community/kandinsky-2-1-prior", pipeline=True,
+        "kandinsky-2.1-prior", "captions to image embeddings of CLIP ViT-L/14, those of Karlo's decoder, by embed() "
+        "in Python", APACHE, 5.8, "kandinsky-community/kandinsky-2-1-prior",
+        f"{HUB}/kandinsky-community/kandinsky-2-1-prior", pipeline=True,
     ),
     Published(
-        "kandinsky-2.2-prior", "captions to image embeddings of CLIP ViT-bigG/14", APACHE, 14.3,
+        "kandinsky-2.2-prior", "captions to image embeddings of CLIP ViT-bigG/14, by embed() in Python", APACHE, 14.3,
         "kandinsky-community/kandinsky-2-2-prior", f"{HUB}/kandinsky-community/kandinsky-2-2-prior", pipeline=True,
     ),
     Published(
         "glide", "text to picture at 256 pixels, and into holes; four networks and a vocabulary", MIT, 3.1, None,
-        "https://github.com/openai/glide-text2im",
+        "https://github.com/openai/glide-text2im", draws=True,
     ),
     Published(
-        "dall-e-dvae", "pictures of 256 pixels to 1,024 codes of 8,192 and back", MIT, 0.39, None,
-        "https://github.com/openai/DALL-E",
+        "dall-e-dvae", "pictures of 256 pixels to 1,024 codes of 8,192 and back, by load_dvae() in Python", MIT, 0.39,
+        None, "https://github.com/openai/DALL-E",
     ),
     Published(
         "clip-vit-b-32", "OpenCLIP's encoder of texts and pictures that training on folders uses", MIT, 0.61,

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import karlo_rig
 import pytest
 import torch
 from fake_hub import COMMIT, FakeHub
+from PIL import Image
 from safetensors.torch import load_file
 
 import dalle_2
@@ -21,9 +23,10 @@ from dalle_2 import CLIPEncoder, hub
 from dalle_2.cached import cached
 from dalle_2.cli import consent
 from dalle_2.cli.main import main
-from dalle_2.errors import HubError
+from dalle_2.errors import HubError, UsageError
+from dalle_2.inference.generate import generate
 from dalle_2.paths import hub_cache
-from dalle_2.pipelines.find import find_pipeline
+from dalle_2.pipelines.find import check_draws, find_pipeline
 from dalle_2.pipelines.manifest import read_manifest
 from dalle_2.published import PUBLISHED
 
@@ -314,6 +317,45 @@ def test_wrong_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     }.items():
         assert main(["models", "download", name]) == 2
         assert sentence in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("kandinsky-2.1-prior", "(captions to image embeddings of CLIP ViT-L/14, those of Karlo's decoder, by embed()"),
+        ("kandinsky-community/kandinsky-2-2-prior", "ViT-bigG/14, by embed() in Python) makes no pictures by itself:"),
+        ("clip-vit-l-14", "(OpenAI's encoder of texts and pictures that Karlo's own files need) makes no pictures by"),
+        ("openai/clip-vit-large-patch14", "clip-vit-l-14 (OpenAI's encoder"),
+        ("dall-e-dvae", "by load_dvae() in Python) makes no pictures by itself: name a pipeline that does, such as"),
+        ("glide", "glide lies on no hub: https://github.com/openai/glide-text2im tells where its files are; give the"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_pictures_is_not_fetched_for_them(
+    online: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, sentence: str
+) -> None:
+    online.repos |= {row.repo: FILES for row in PUBLISHED if row.repo}
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for call in (["generate", "a fox"], ["variations", "a.png"], ["upscale", "a.png"], ["evaluate"]):
+        assert main([*call, "--pipeline", name]) == 2
+        assert sentence in said(capsys)
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        generate("a fox", name)
+    assert online.asked == []
+    assert not hub_cache().exists()
+
+
+def test_a_folder_or_a_pipeline_of_that_name_is_meant_first(
+    online: FakeHub, micro_pipeline: Path, tmp_path: Path
+) -> None:
+    for name in ("glide", "openai/clip-vit-large-patch14", "trained_models/kandinsky-2.1-prior"):
+        shutil.copytree(micro_pipeline, tmp_path / name)
+        check_draws(name.removeprefix("trained_models/"))
+        assert find_pipeline(name).resolve() == tmp_path / name
+
+
+def test_captions_are_embedded_by_what_draws_no_pictures(online: FakeHub) -> None:
+    online.repos["kandinsky-community/kandinsky-2-1-prior"] = FILES
+    assert (find_pipeline("kandinsky-2.1-prior") / WEIGHTS).is_file()
 
 
 def test_a_clip_is_fetched_the_same_way(online: FakeHub, micro_pipeline: Path, tmp_path: Path) -> None:

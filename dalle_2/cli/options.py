@@ -7,11 +7,19 @@ import typer
 
 from dalle_2.cli.consent import ask_first
 from dalle_2.inference.saving import Format
+from dalle_2.pipelines.find import check_draws
 from dalle_2.sampling.sampler_names import NAMES
 
-Pipeline = Annotated[
-    str, typer.Option(help="A name from dalle2 models, a folder, or a hub id.", callback=ask_first)
-]
+
+def drawing(pipeline: str) -> str:
+    """Refuses what makes no pictures before anybody is asked for its licence."""
+    check_draws(pipeline)
+    return ask_first(pipeline)
+
+
+WHERE = "A name from dalle2 models, a folder, or a hub id."
+Pipeline = Annotated[str, typer.Option(help=WHERE, callback=drawing)]
+PipelineForClip = Annotated[str, typer.Option(help=WHERE, callback=ask_first)]  # which draws nothing
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, mps; auto is CUDA, else a Mac's GPU, else the processor.")
 ]

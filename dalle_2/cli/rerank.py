@@ -16,7 +16,7 @@ def rerank(
     caption: Annotated[str, typer.Argument(help="What the pictures should show.", show_default=False)],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures of any size.", show_default=False)],
     keep: Annotated[int | None, typer.Option(min=1, help="Name so many of the best; by default all.")] = None,
-    pipeline: options.Pipeline = DEFAULT,
+    pipeline: options.PipelineForClip = DEFAULT,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
     quiet: options.Quiet = False,

@@ -18,7 +18,7 @@ from dalle_2.inference.record import record
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.glide import Glide
 from dalle_2.models.stages import StageSettings
-from dalle_2.pipelines.find import DEFAULT, find_pipeline, holds_glide
+from dalle_2.pipelines.find import DEFAULT, check_draws, find_pipeline, holds_glide
 from dalle_2.pipelines.folder import load
 from dalle_2.pipelines.glide import load_glide
 from dalle_2.text.prompts import check_prompts
@@ -60,8 +60,9 @@ def load_drawing(
 ) -> DALLe2 | Glide:  # fmt: skip
     """What draws pictures of prompts: a pipeline that `dalle_2.load` knows, or GLIDE in a folder.
 
-    Raises UsageError for low_memory and compiled with GLIDE.
+    Raises UsageError for low_memory and compiled with GLIDE, and for published weights that make no pictures.
     """
+    check_draws(source)
     folder = find_pipeline(source)
     if not holds_glide(folder):
         return load(folder, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled)

@@ -11,7 +11,7 @@ from dalle_2.cached import INDEX, cached
 from dalle_2.errors import CheckpointError, HubError, UsageError
 from dalle_2.paths import TRAINED_MODELS, shipped_pipelines
 from dalle_2.pipelines.manifest import MANIFEST
-from dalle_2.published import PUBLISHED
+from dalle_2.published import PUBLISHED, Published, published_as
 
 DEFAULT = "shapes-tiny"
 FOREIGN = INDEX  # what a folder in the layout of diffusers has in place of our manifest
@@ -36,6 +36,14 @@ def find_pipeline(source: str | os.PathLike[str]) -> Path:
     return place if isinstance(place, Path) else _from_hub(place)
 
 
+def check_draws(source: str | os.PathLike[str]) -> None:
+    """Raises UsageError for published weights that make no pictures by themselves, before they are fetched for it."""
+    place = locate(source)
+    row = published_as(place) if isinstance(place, str) else None
+    if row is not None and not row.draws:
+        raise UsageError(_no_pictures(row))
+
+
 def locate(source: str | os.PathLike[str]) -> Path | str:
     """A pipeline's folder, or its hub id, of which nobody knows yet whether it is cached. Raises as `find_pipeline`."""
     if (shipped := known_pipelines().get(str(source))) is not None:
@@ -50,9 +58,19 @@ def locate(source: str | os.PathLike[str]) -> Path | str:
             raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST} and no {FOREIGN}")
         return folder
     _check_place(folder)
+    if (row := published_as(str(source))) is not None and not row.pipeline:
+        raise UsageError(_on_no_hub(row) if row.draws else _no_pictures(row))
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return source
     raise UsageError(f"there is no pipeline {str(source)!r}: {_hint(str(source))}, or give a folder or a hub id")
+
+
+def _no_pictures(row: Published) -> str:
+    return f"{row.name} ({row.does}) makes no pictures by itself: name a pipeline that does, such as karlo"
+
+
+def _on_no_hub(row: Published) -> str:
+    return f"{row.name} lies on no hub: {row.page} tells where its files are; give the folder that you put them in"
 
 
 def holds_pipeline(folder: Path) -> bool:
