@@ -142,7 +142,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["interpolate", "picture.png", "other.png", "--prior", "ar"], "--prior is for captions"),
     (["interpolate", "a red circle", "a star", "--captions", "--fixed-noise"], "--fixed-noise is for pictures"),
     (["reconstruct", "picture.png", "--directions", "2,x"], "whole numbers with commas between"),
-    (["reconstruct", "picture.png"], "knows no principal directions"),
+    (["reconstruct", "picture.png"], "trained on principal directions of them: use such a pipeline, like shapes-tiny"),
     (["probe", "picture.png", "--write", "", "--labels", "a star,a circle"], "the word is empty"),
     (["probe", "picture.png", "--write", "星", "--labels", "a star,a circle"], "the font has no sign for '星'"),
     (["probe", "picture.png", "--write", "star" * 9, "--labels", "a,b"], "too long for a picture 32 pixels wide"),

@@ -318,7 +318,8 @@ def test_a_short_noise_table_has_no_more_steps_than_it_has() -> None:
 
 
 def test_a_decoder_that_knows_no_directions_says_so(pipeline: DALLe2, picture: Image.Image) -> None:
-    with pytest.raises(UsageError, match="knows no principal directions"):
+    said = f"sees embeddings of {pipeline.decoder.space.dim} numbers as they are, and .*: use such a pipeline, like"
+    with pytest.raises(UsageError, match=said):
         reconstructions(pipeline, picture, [2])
 
 

@@ -19,6 +19,7 @@ import dalle_2
 from dalle_2 import DALLe2, Prior
 from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.inference.plans import EditSettings
+from dalle_2.inference.reconstruct import reconstructions
 from dalle_2.inference.variations import variations
 from dalle_2.pipelines.karlo_export import export_karlo
 from dalle_2.sampling.noise import PictureNoise
@@ -221,6 +222,17 @@ def test_edits_and_other_samplers_work_on_it(ours: DALLe2) -> None:
     (one,) = variations(ours, [picture], 1, settings=EditSettings(steps=3, eta=0.8))
     assert one.image.size == (karlo_rig.LARGE, karlo_rig.LARGE)
     assert one.metadata["sampler"]["decoder"] == "ddim"  # the way back of an inversion, whatever the pipeline's own is
+
+
+def test_a_reconstruction_says_what_it_needs_before_weights_are_read(copied: Path) -> None:
+    pipeline = dalle_2.load(copied, device="cpu", dtype="float32")
+    said = (
+        f"the decoder of copy sees embeddings of {karlo_rig.DIM} numbers as they are, and a reconstruction needs one "
+        "that was trained on principal directions of them: use such a pipeline, like shapes-tiny, or train one"
+    )
+    with pytest.raises(UsageError, match=said):
+        reconstructions(pipeline, Image.new("RGB", (16, 16)))
+    assert pipeline._planned_decoder.network.null_z.is_meta
 
 
 def test_it_can_be_saved_as_a_pipeline_of_ours(ours: DALLe2, tmp_path: Path) -> None:

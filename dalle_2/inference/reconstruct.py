@@ -26,12 +26,18 @@ def reconstructions(
     """The picture drawn from the first few principal directions of its embedding, one picture for each number of them.
 
     All are drawn with the noise of `seed`, so that only the directions differ; what is left out is replaced by the mean
-    of the training pictures. By default 2, 4, 8 and so on, and all of them. Raises UsageError for a decoder that knows
-    no principal directions, and for numbers outside 1 ... all of them.
+    of the training pictures. By default 2, 4, 8 and so on, and all of them. Raises UsageError for a decoder that sees
+    embeddings whole, as Karlo's does, and for numbers outside 1 ... all of them.
     """
-    space = pipeline.decoder.space
-    z = pipeline.encode_images([image])
+    space = pipeline._planned_decoder.space
+    if space.basis is None or space.mean is None:
+        raise UsageError(
+            f"the decoder of {pipeline.name or 'this one'} sees embeddings of {space.dim} numbers as they are, and a "
+            "reconstruction needs one that was trained on principal directions of them: use such a pipeline, like "
+            "shapes-tiny, or train one with --set directions=96"
+        )
     counts = checked(doubling(space.width) if dimensions is None else dimensions, space)
+    z = pipeline.encode_images([image])
     plans = [Plan(truncated(z, count, space)[0], seed, metadata={"directions": count}) for count in counts]
     return draw(pipeline, plans, "reconstruction", settings, on_step=on_step)
 
@@ -42,9 +48,7 @@ def doubling(most: int) -> list[int]:
 
 
 def checked(dimensions: Sequence[int], space: EmbeddingSpace) -> list[int]:
-    """Raises UsageError as `reconstructions` does."""
-    if space.basis is None or space.mean is None:
-        raise UsageError("this decoder sees embeddings as they are and knows no principal directions of them")
+    """Numbers of directions that the space has. Raises UsageError for others, and for none."""
     wrong = [count for count in dimensions if not 1 <= count <= space.width]
     if wrong or not dimensions:
         raise UsageError(f"this decoder sees 1 to {space.width} directions, got {wrong[0] if wrong else 'none'}")
