@@ -13,7 +13,7 @@ def read_object(path: Path, missing: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(missing) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} can't be read: expected a JSON object, got a {type(content).__name__}")

@@ -22,6 +22,7 @@ from dalle_2.inference.plans import EditSettings
 from dalle_2.inference.reconstruct import reconstructions
 from dalle_2.inference.variations import variations
 from dalle_2.pipelines.karlo_export import export_karlo
+from dalle_2.pipelines.karlo_types import PARTS, SCHEDULER, checked
 from dalle_2.sampling.noise import PictureNoise
 
 pytest.importorskip("diffusers")
@@ -306,15 +307,71 @@ def test_a_pipeline_of_another_class_is_named(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "changes", "said"),
     [
-        ("decoder", {"block_out_channels": []}, "decoder has levels of [0] channels"),
+        ("decoder", {"block_out_channels": []}, "'block_out_channels' List should have at least 1 item"),
+        ("decoder", {"block_out_channels": [32]}, "1 block_out_channels, 2 down_block_types and 2 up_block_types"),
         ("decoder", {"norm_num_groups": 7}, "channels 32 must be a multiple of groups 7"),
-        ("decoder_scheduler", {"clip_sample_range": -1.0}, "'clip' should be greater than 0, got -1.0"),
+        ("decoder_scheduler", {"clip_sample_range": -1.0}, "'clip_sample_range' should be greater than 0, got -1.0"),
     ],
 )
 def test_settings_of_no_network_are_refused(copied: Path, part: str, changes: dict[str, Any], said: str) -> None:
     path = copied / part / ("scheduler_config.json" if part.endswith("scheduler") else "config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     assert said in refused(copied, "decoder")
+
+
+ODD = ("12", [], [None], {}, None, -1, 0, float("nan"), float("inf"), 1e300, 10**12, 10**400, 2.5, True)
+
+
+@pytest.mark.parametrize("part", [*PARTS, "prior_scheduler"])
+def test_a_setting_of_no_type_or_size_is_named_with_its_file(part: str) -> None:
+    path = Path(part, "config.json")
+    types = PARTS.get(part, SCHEDULER)
+    whole: dict[str, Any] = dict.fromkeys(("sample_size", "in_channels"), 64)
+    whole |= {"block_out_channels": [32], "down_block_types": ["a"], "up_block_types": ["a"]}
+    assert checked(part, whole, path) is whole
+    for key in types:
+        for odd in ODD:
+            if isinstance(odd, int | float) and (key, odd) in {("eos_token_id", 0), ("pad_token_id", 0)}:
+                continue
+            if odd == 2.5 and key == "clip_sample_range":
+                continue
+            values = json.loads(json.dumps(whole | {key: odd}))  # which writes and reads NaN
+            with pytest.raises(CheckpointError) as caught:
+                checked(part, values, path)
+            assert f"the settings in {path} can't be used: '{key}" in str(caught.value)
+            assert len(str(caught.value)) < 300
+    for key in types.keys() & whole:
+        with pytest.raises(CheckpointError, match=f"'{key}' is missing"):
+            checked(part, {name: value for name, value in whole.items() if name != key}, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("text_encoder/config.json", {"num_hidden_layers": "2"}, "'num_hidden_layers' should be a valid integer"),
+        ("image_encoder/config.json", {"patch_size": [8]}, "'patch_size' should be a valid integer, got [8]"),
+        ("prior/config.json", {"num_layers": 10**9}, "'num_layers' should be less than or equal to"),
+        ("prior_scheduler/scheduler_config.json", {"clip_sample_range": None}, "'clip_sample_range' should be a valid"),
+        ("text_proj/config.json", {"cross_attention_dim": -4}, "'cross_attention_dim' should be greater than"),
+        ("super_res_last/config.json", {"in_channels": None}, "'in_channels' should be a valid integer, got None"),
+        ("feature_extractor/preprocessor_config.json", {"image_std": 0.5}, "'image_std' should be a valid list"),
+    ],
+)
+def test_so_it_is_where_the_file_is_read(copied: Path, file: str, changes: dict[str, Any], said: str) -> None:
+    path = copied / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | changes))
+    with pytest.raises(CheckpointError) as caught:
+        dalle_2.load(copied, device="cpu", dtype="float32").settings()
+    assert str(caught.value).startswith(f"the settings in {path} can't be used: {said}")
+
+
+def test_an_index_that_names_no_class_or_nests_without_end(copied: Path) -> None:
+    path = copied / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prior": []}))
+    assert "says that prior is a []" in refused(copied)
+    path.write_text('{"a":' + "[" * 10**5)
+    assert f"{path} can't be read as JSON" in refused(copied)
 
 
 def test_texts_alone_are_enough_for_prompts(copied: Path) -> None:

@@ -32,6 +32,7 @@ from dalle_2.models.stages import StageDefaults
 from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
 from dalle_2.pipelines import karlo_settings as settings
 from dalle_2.pipelines.find import FOREIGN as INDEX
+from dalle_2.pipelines.karlo_types import checked
 from dalle_2.pipelines.manifest import sha256
 from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.weights.checkpoint import like, read_tensors
@@ -115,7 +116,7 @@ class KarloParts:
             named = ", ".join(lacking or ["tokenizer"])
             raise CheckpointError(f"{self.folder} lacks {named}: the pipeline is not whole")
         for name, named in self.index.items():
-            if name in classes and (not isinstance(named, list) or named[-1] != classes[name]):
+            if name in classes and (not isinstance(named, list) or _last(named) != classes[name]):
                 raise CheckpointError(
                     f"{self.folder / INDEX} says that {name} is a {_last(named)!r}, and only a {classes[name]} is known"
                 )
@@ -174,7 +175,7 @@ class KarloParts:
         if self.has("image_encoder"):
             vision = self.config("image_encoder")
             path = self.folder / self.pictures / "preprocessor_config.json"
-            preprocessing = read_json(path) if path.exists() else None
+            preprocessing = checked("preprocessor", read_json(path), path) if path.exists() else None
         values = convert_config(
             {
                 "model_type": "clip", "text_config": text, "vision_config": vision or {},
@@ -183,7 +184,7 @@ class KarloParts:
             preprocessing,
         )  # fmt: skip
         values |= {"normalised": False} | ({} if vision else {"vision": None})
-        return _parsed(CLIPConfig, values, self.folder / "text_encoder")
+        return _parsed(CLIPConfig, values, f"{self.folder / 'text_encoder'} and image_encoder")
 
     @property
     def text(self) -> TextConfig:
@@ -292,9 +293,9 @@ class KarloParts:
         return {f"caption.{name}": value for name, value in text if not name.startswith("projection")}
 
     def config(self, part: str) -> dict[str, Any]:
-        """A part's settings."""
-        name = "scheduler_config.json" if part.endswith("scheduler") else "config.json"
-        return read_json(self.folder / part / name)
+        """A part's settings, each of them of a type and a size that can be. Raises CheckpointError."""
+        path = self.folder / part / ("scheduler_config.json" if part.endswith("scheduler") else "config.json")
+        return checked(part, read_json(path), path)
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """A part's tensors, safetensors first. Raises CheckpointError."""
@@ -309,7 +310,7 @@ def _first(model: Upsampler) -> nn.Module:
     return nn.ModuleDict({"time": model.time, "network": model.network})
 
 
-def _parsed(cls: type[S], values: Mapping[str, Any], part: Path) -> S:
+def _parsed(cls: type[S], values: Mapping[str, Any], part: Path | str) -> S:
     try:
         return parse(cls, values)
     except ConfigError as error:

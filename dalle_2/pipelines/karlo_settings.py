@@ -206,6 +206,12 @@ def _unet(part: str, config: Config) -> dict[str, Any]:
         block not in UP for block in config.get("up_block_types", ())
     ):
         raise CheckpointError(f"{part} has blocks of a kind that is not known here: {_blocks(config)}")
+    counts = [len(config.get(name, ())) for name in ("block_out_channels", "down_block_types", "up_block_types")]
+    if len(set(counts)) > 1:
+        raise CheckpointError(
+            f"{part} has {counts[0]} block_out_channels, {counts[1]} down_block_types and {counts[2]} up_block_types: "
+            "each must have one a level"
+        )
     return {
         "channels": widths[0], "multiples": [width // widths[0] for width in widths],
         "blocks": config.get("layers_per_block", 2), "t_dim": 4 * widths[0], "resample": "residual",

@@ -119,8 +119,8 @@ def convert_config(
         | {
             "image_size": vision["image_size"],
             "patch": vision["patch_size"],
-            "mean": tuple(preprocessing.get("image_mean", CLIP_MEAN)),
-            "std": tuple(preprocessing.get("image_std", CLIP_STD)),
+            "mean": preprocessing.get("image_mean", CLIP_MEAN),
+            "std": preprocessing.get("image_std", CLIP_STD),
         },
     }
 
