@@ -47,15 +47,15 @@ def cached_clip(repo: str) -> Path | None:
 
 
 def parts_of(weights: Path) -> list[str]:
-    """The names of the files that hold a CLIP's tensors: the one given, or those that an index lists.
+    """The names of the files that hold a model's tensors: the one given, or those that an index lists.
 
     Raises CheckpointError for an index that can't be read.
     """
     if weights.suffix != ".json":
         return [weights.name]
     table = read_object(weights, f"there is no {weights}").get("weight_map")
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{weights} is damaged: it has no weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise CheckpointError(f"{weights} is damaged: it has no weight_map of file names")
     # Only plain names: an index must not lead out of its folder.
     return sorted({Path(name).name for name in table.values()})
 

@@ -440,6 +440,21 @@ def test_a_truncated_file_is_refused(copied: Path) -> None:
     assert "truncated" in refused(copied, "decoder")
 
 
+def test_weights_in_several_files_are_read(copied: Path, ours: DALLe2, theirs: Any) -> None:
+    for part in ("decoder", "text_encoder"):
+        shutil.rmtree(copied / part)
+        getattr(theirs, part).save_pretrained(copied / part, max_shard_size="100KB" if part == "decoder" else "40KB")
+        assert len(list((copied / part).glob("*-of-*.safetensors"))) > 1
+    loaded = dalle_2.load(copied, device="cpu", dtype="float32")
+    assert torch.equal(loaded.generate(PROMPTS[:1], 2, seeds=1), ours.generate(PROMPTS[:1], 2, seeds=1))
+    file = min((copied / "decoder").glob("*-of-*.safetensors"))
+    file.unlink()
+    assert f"there is no weight file {file}" in refused(copied, "decoder")
+    index = next((copied / "decoder").glob("*.index.json"))
+    index.write_text('{"weight_map": {"conv_in.weight": 5}}')
+    assert f"{index} is damaged: it has no weight_map of file names" in refused(copied, "decoder")
+
+
 def test_a_pickle_is_read_without_running_it(copied: Path, ours: DALLe2, tmp_path: Path) -> None:
     path = weights(copied, "decoder")
     plain = path.with_suffix(".bin")

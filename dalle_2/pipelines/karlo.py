@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dalle_2.cached import parts_of
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError
 from dalle_2.json_file import read_object
@@ -56,9 +57,10 @@ CLASSES = {
     "super_res_scheduler": "UnCLIPScheduler",
 }
 TOWERS = {"text": "text_encoder", "vision": "image_encoder"}
-WEIGHTS = (
+ONE_FILE = (
     "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
 )  # fmt: skip
+WEIGHTS = [form for name in ONE_FILE for form in (name, f"{name}.index.json")]  # which lists the files of several
 NOT_NEEDED = ("prior", "prior_scheduler", "image_encoder")
 SAMPLER = "ddpm"
 AT_ONCE = 32  # tensors converted before their file's pages are let go
@@ -298,11 +300,12 @@ class KarloParts:
         return checked(part, read_json(path), path)
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """A part's tensors, safetensors first. Raises CheckpointError."""
+        """A part's tensors, of one file or several, safetensors first. Raises CheckpointError."""
         found = next((path for name in WEIGHTS if (path := self.folder / part / name).is_file()), None)
         if found is None:
-            raise CheckpointError(f"{self.folder / part} holds no weights: expected one of {', '.join(WEIGHTS)}")
-        return read_tensors(found)
+            raise CheckpointError(f"{self.folder / part} holds no weights: expected one of {', '.join(ONE_FILE)}")
+        files = [found.parent / name for name in parts_of(found)]
+        return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
 
 def _first(model: Upsampler) -> nn.Module:
