@@ -22,6 +22,7 @@ READS = {
     *(Tensor.item, Tensor.tolist, Tensor.cpu),
 }
 ASKING = ("__get__", "_has_compatible_shallow_copy_type")  # what a tensor is, not what its numbers are
+DRAWS = ("rand", "normal", "uniform", "bernoulli", "multinomial")
 RANDOM = "{} draws random numbers on the device, which are others on every kind of it"
 INDEXING = ("index", "index_put", "index_put_", "__getitem__", "__setitem__")  # which takes indices from anywhere
 
@@ -56,7 +57,7 @@ def played(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"Expected all tensors to be on the same device, but {name} found mps:0 and cpu")
     wanted = kwargs.get("device")
     on_apple = bool(here) if wanted is None else torch.device(wanted).type == DEVICE.type
-    if on_apple and name.startswith(("rand", "normal", "uniform", "bernoulli", "multinomial")):
+    if on_apple and name.startswith(DRAWS) and name != "normalize":
         raise RuntimeError(RANDOM.format(name))
     if wanted is not None and on_apple:
         kwargs = {**kwargs, "device": "cpu"}

@@ -1,11 +1,13 @@
 """Where networks run and in which numbers, and that sampling, training and the doctor agree about it."""
 
 import types
+from pathlib import Path
 
 import apple_rig
 import pytest
 import torch
 
+import dalle_2
 from dalle_2 import DALLe2, NoiseScheduler, machine
 from dalle_2.cli import doctor
 from dalle_2.errors import UsageError
@@ -77,6 +79,24 @@ def test_a_graphics_card_comes_before_the_processor(
 
 
 # On a Mac
+
+
+@pytest.fixture
+def apple(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("apple")
+@pytest.mark.parametrize("sampler", ["ddim", "unipc"])
+def test_a_mac_draws_from_the_same_noise_without_float64(micro_pipeline: Path, sampler: str) -> None:
+    given = {"steps": 2, "seeds": 1, "sampler": sampler}
+    expected = dalle_2.load(micro_pipeline, device="cpu").generate(["a red circle"], **given)
+    with apple_rig.Apple():
+        pipeline = dalle_2.load(micro_pipeline)
+        assert pipeline.device.type == pipeline.decoder.network.null_z.device.type == "mps"
+        drawn = pipeline.generate(["a red circle"], **given).cpu()
+    assert (drawn - expected).abs().max() < 1e-4
 
 
 def test_particles_are_steered_on_a_mac() -> None:

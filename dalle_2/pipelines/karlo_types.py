@@ -20,9 +20,10 @@ def _three(least: float) -> Any:
 
 
 # Bounds far above any published network, and low enough that its shapes can be held against a file's.
-WIDTH, DEPTH, SIDE, TOKEN = _whole(2**14), _whole(2**7), _whole(2**12), _whole(2**31 - 1, 0)
+WIDTH = Annotated[int, Field(ge=1, le=2**14)]
+DEPTH, SIDE, TOKEN = _whole(2**7), _whole(2**12), _whole(2**31 - 1, 0)
 FEW = _whole(2**8)
-WIDTHS: Any = Annotated[list[WIDTH], Field(min_length=1, max_length=16)]
+WIDTHS = Annotated[list[WIDTH], Field(min_length=1, max_length=16)]
 BLOCKS = Annotated[list[str], Field(min_length=1, max_length=16)]
 
 SCHEDULER = {"clip_sample_range": Annotated[float, Field(gt=0, le=1e6)]}
