@@ -26,6 +26,16 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
+    def __init__(self, **values: Any) -> None:
+        """Raises ConfigError as `parse` does."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(describe(error, type(self))) from None
+
+    # As pydantic marks its own: sections inside a section are read without it, and keep their place in the message.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
 
 S = TypeVar("S", bound=Settings)
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +85,19 @@ class TestParse:
         assert message in str(caught.value)
         assert str(caught.value).startswith("run.toml: ")
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: Decoder(stepz=3), "unknown key 'stepz'; did you mean 'steps'?"),
+            (lambda: Decoder(steps=0), "'steps' should be greater than or equal to 1, got 0"),
+            (lambda: Run(decoder={"levels": [{"widht": 1}]}), "unknown key 'decoder.levels.0.widht'; did you mean"),
+        ],
+    )
+    def test_a_class_itself_refuses_in_the_same_words(self, make: Callable[[], Settings], message: str) -> None:
+        with pytest.raises(errors.ConfigError) as caught:
+            make()
+        assert str(caught.value).startswith(message)
 
     def test_names_every_fault_at_once(self) -> None:
         with pytest.raises(errors.ConfigError, match=r"'seeed'.*'decoder\.steps'|'decoder\.steps'.*'seeed'"):
