@@ -78,7 +78,7 @@ def outpainting(pipeline: DALLe2) -> Shown:
         frame.paste(image, (0, 0))
         yield frame, "given"
         for seed in (SEED, SEED + 1):
-            yield outpaint(pipeline, from_pil(image), caption, right=SIDE // 2, seed=seed).image, caption
+            yield outpaint(pipeline, image, caption, right=SIDE // 2, seed=seed).image, caption
 
 
 def drawing_over(pipeline: DALLe2) -> Shown:

@@ -18,7 +18,9 @@ from torch import Tensor
 from dalle_2.errors import DataError, UsageError
 from dalle_2.metadata import read_metadata, reason, save_image
 
-__all__ = ["from_pil", "grid", "open_alpha", "open_image", "read_metadata", "save_image", "to_pil", "to_pils"]
+__all__ = [
+    "check_picture", "from_pil", "grid", "open_alpha", "open_image", "read_metadata", "save_image", "to_pil", "to_pils",
+]  # fmt: skip
 
 P = TypeVar("P")
 
@@ -46,13 +48,24 @@ def to_pils(batch: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
 def from_pil(image: Image.Image, size: int | None = None, resize: Resize = "crop") -> Float[Tensor, "3 h w"]:
     """A picture as a tensor in [-1, 1], antialiased to `size` x `size` pixels if a size is given.
 
-    A picture that is not square is cropped around its centre, squashed, or padded with white.
+    A picture that is not square is cropped around its centre, squashed, or padded with white. Raises UsageError for
+    what `check_picture` refuses.
     """
+    check_picture(image)
     image = _flatten(image)
     if size is not None and image.size != (size, size):
         image = _resized(image, size, resize)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return pixels.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
+
+
+def check_picture(image: object) -> None:
+    """Raises UsageError for anything but a PIL picture."""
+    if not isinstance(image, Image.Image):
+        raise UsageError(
+            f"expected a PIL picture, got {type(image).__name__}: dalle_2.images has open_image for a file, and to_pil "
+            "for a tensor"
+        )
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:

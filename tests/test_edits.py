@@ -1,6 +1,8 @@
 """Every edit on the micro pipeline: what it keeps, what it changes, and what it refuses."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,11 @@ def test_variations_differ_by_seed_and_the_more_the_more_fresh_noise(pipeline: D
     assert [one.seed for one in moved] == [5, 6]
     again = list(variations(pipeline, [picture], 2, seed=5, settings=wild))
     assert torch.equal(pixels(moved[1]), pixels(again[1]))
+
+
+def test_a_lone_picture_is_one(pipeline: DALLe2, picture: Image.Image) -> None:
+    (alone,), (listed,) = (variations(pipeline, given, 1, settings=BACK) for given in (picture, [picture]))
+    assert torch.equal(pixels(alone), pixels(listed))
 
 
 def test_settings_that_say_nothing_of_eta_leave_variations_fresh(pipeline: DALLe2, picture: Image.Image) -> None:
@@ -239,6 +246,14 @@ def test_outpainting_keeps_the_picture_and_grows_the_canvas(pipeline: DALLe2, pi
             outpaint(pipeline, whole, RED, **sides)
 
 
+def test_outpainting_brings_a_picture_to_the_pipelines_size(pipeline: DALLe2, picture: Image.Image) -> None:
+    large = picture.resize((70, 64))
+    made = outpaint(pipeline, large, RED, left=8, settings=EditSettings(steps=2))
+    assert torch.equal(from_pil(made.image)[:, :, 8:], from_pil(large, 32))
+    with pytest.raises(UsageError, match=r"got a picture of \(16, 16\) px, this pipeline makes 32"):
+        outpaint(pipeline, torch.zeros(3, 16, 16), RED, left=8)
+
+
 def test_frames_cover_the_canvas_sides_before_corners() -> None:
     places = frames((48, 40), (16, 0), 32)
     covered = torch.zeros(48, 40, dtype=torch.bool)
@@ -325,7 +340,7 @@ def test_a_decoder_that_knows_no_directions_says_so(pipeline: DALLe2, picture: I
 
 def test_the_best_of_several_are_those_closest_to_their_prompt(pipeline: DALLe2) -> None:
     made = list(generations(pipeline, [RED, RED, RED, BLUE, BLUE, BLUE], 0))
-    best = reranked(pipeline, made, 2, of=3)
+    best = reranked(pipeline, iter(made), 2, of=3)
     assert [one.prompt for one in best] == [RED, RED, BLUE, BLUE]
     twice = reranked(pipeline, list(generations(pipeline, [RED] * 4, 0)), 1, of=2)
     assert len(twice) == 2  # a prompt that is asked for twice is answered twice
@@ -352,3 +367,55 @@ def test_a_probe_asks_before_and_after_the_word_is_written(pipeline: DALLe2, pic
     assert int(columns.max()) < 28
     with pytest.raises(UsageError, match="at least 2, got 1"):
         probe(pipeline, picture, "star", [RED])
+
+
+# What is no picture. Tests check types at every call, users don't: so this runs as a user's script does.
+
+ODD = """
+import sys
+import torch
+from PIL import Image
+import dalle_2
+from dalle_2.errors import UsageError
+from dalle_2.evaluation.typographic import probe
+from dalle_2.inference.holes import holed
+from dalle_2.inference.image_to_image import image_to_image
+from dalle_2.inference.inpaint import inpaint, outpaint
+from dalle_2.inference.interpolate import interpolate
+from dalle_2.inference.rerank import reranked
+from dalle_2.inference.text_diff import text_diff
+from dalle_2.inference.variations import variations
+
+pipeline, picture = dalle_2.load(sys.argv[1], device="cpu"), Image.new("RGB", (32, 32))
+tensor = torch.zeros(3, 32, 32)
+for call in (
+    lambda: variations(pipeline, tensor),
+    lambda: variations(pipeline, ["picture.png"]),
+    lambda: interpolate(pipeline, picture, "other.png"),
+    lambda: text_diff(pipeline, tensor, "a red circle", "a blue square"),
+    lambda: image_to_image(pipeline, "picture.png", "a red circle"),
+    lambda: outpaint(pipeline, "picture.png", "a red circle", left=8),
+    lambda: probe(pipeline, tensor, "star", ["a star", "a circle"]),
+    lambda: holed(tensor, picture, 32),
+    lambda: inpaint(pipeline, picture, "a red circle"),
+    lambda: inpaint(pipeline, tensor, "a red circle"),
+    lambda: reranked(pipeline, [picture, picture]),
+):
+    try:
+        print("no error:", list(call()))
+    except UsageError as error:
+        print(error)
+"""
+
+
+def test_what_is_no_picture_is_refused_in_a_sentence(micro_pipeline: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ODD, str(micro_pipeline)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    *pictures, alone, laid, plain = done.stdout.splitlines()
+    odd = ["Tensor", "str", "str", "Tensor", "str", "str", "Tensor", "Tensor"]
+    assert [line.split(": ")[0] for line in pictures] == [f"expected a PIL picture, got {kind}" for kind in odd]
+    assert alone.startswith("expected a picture with a hole, got Image: make one as holed(picture, mask, pipeline.")
+    assert laid.startswith("expected a picture with a hole, got Tensor")
+    assert "got Image, which knows no prompt: closeness(" in plain

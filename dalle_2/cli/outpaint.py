@@ -47,13 +47,12 @@ def outpaint(
         typer.echo("dalle2: warning: a JPEG changes every pixel a little; a PNG keeps the kept ones", err=True)
 
     def make(loaded: Any, first: int, on_step: Any) -> Any:
-        from dalle_2.images import from_pil, open_image
+        from dalle_2.images import open_image
         from dalle_2.inference.inpaint import outpaint as continued
         from dalle_2.inference.plans import EditSettings
 
-        square = from_pil(open_image(picture), loaded.size)
         yield continued(
-            loaded, square, caption, left=left, right=right, top=top, bottom=bottom, seed=first,
+            loaded, open_image(picture), caption, left=left, right=right, top=top, bottom=bottom, seed=first,
             settings=EditSettings(steps=steps, guidance=guidance, negative=negative, sampler=sampler, prior=prior),
             on_step=on_step,
         )  # fmt: skip

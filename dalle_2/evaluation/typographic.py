@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dalle_2.errors import UsageError
+from dalle_2.images import check_picture
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.text.prompts import check_prompts
 
@@ -60,6 +61,7 @@ def labelled(image: Image.Image, word: str) -> Image.Image:
 
     Raises UsageError for a word that is too long for the picture, or has signs that the font lacks.
     """
+    check_picture(image)
     picture = image.convert("RGB")
     width = round(LABEL * picture.width)
     font = ImageFont.load_default(_fitting(word, width))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_2.errors import UsageError
-from dalle_2.images import from_pil, open_alpha, open_image
+from dalle_2.images import check_picture, from_pil, open_alpha, open_image
 
 PAINTED = 128  # a mask's brightness from which on a pixel is painted anew
 
@@ -43,7 +43,12 @@ def open_holed(picture: Path, mask: Path | None, size: int) -> Holed:
 
 
 def holed(image: Image.Image, mask: Image.Image, size: int) -> Holed:
-    """The same from pictures in memory; white in the mask is painted anew."""
+    """The same from pictures in memory; white in the mask is painted anew.
+
+        painted = inpaint(pipeline, holed(picture, mask, pipeline.size), "a red circle above a blue square")
+    """
+    check_picture(image)
+    check_picture(mask)
     if mask.size != image.size:
         raise UsageError(
             f"the mask has {mask.width} x {mask.height} pixels and the picture {image.width} x {image.height}: "

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,11 +41,17 @@ def inpaint(
     candidates: embeddings that the prior draws for each picture. Where the decoder has a draft they are steered towards
     what is kept, see `held_embedding`, by default 128 of them. Elsewhere, with an autoregressive prior and with a
     negative prompt, the prior knows only the caption: each of by default 16 is drawn small, and the one whose picture
-    CLIP finds closest to the caption goes on. picture: of the size that the pipeline makes. Picture k has seed + k.
+    CLIP finds closest to the caption goes on. picture: with a hole, by `holed(picture, mask, pipeline.size)`. Picture k
+    has seed + k.
 
-    Raises UsageError for a hole that is nothing or all, a picture of another size, n or candidates below 1, and
-    settings that don't fit.
+    Raises UsageError for a picture without a hole, a hole that is nothing or all, a picture of another size, n or
+    candidates below 1, and settings that don't fit.
     """
+    if not isinstance(picture, Holed):
+        raise UsageError(
+            f"expected a picture with a hole, got {type(picture).__name__}: make one as holed(picture, mask, "
+            "pipeline.size), of dalle_2.inference.holes, with a mask that is white where to paint"
+        )
     (prompt,) = check_prompts([prompt])
     check_hole(picture.hole)
     if picture.picture.shape[-1] != pipeline.size:
@@ -120,7 +127,7 @@ def _plan(
 
 def outpaint(
     pipeline: DALLe2,
-    picture: Float[Tensor, "3 s s"],
+    picture: Image.Image | Float[Tensor, "3 s s"],
     prompt: str,
     *,
     left: int = 0,
@@ -134,8 +141,8 @@ def outpaint(
     """The picture continued beyond its borders by so many pixels, every pixel of it kept.
 
     A frame of the pipeline's size moves over the larger canvas, and whatever is still empty in it is painted; the
-    caption says what each frame shows. Raises UsageError for a picture of another size than the pipeline makes, no
-    side to continue, and sides beyond half a frame.
+    caption says what each frame shows. picture: brought to the size that the pipeline makes, which a tensor in [-1, 1]
+    must have. Raises UsageError for a tensor of another size, no side to continue, and sides beyond half a frame.
     """
     size = pipeline.size
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
@@ -143,9 +150,7 @@ def outpaint(
     if wrong or not any(sides.values()):
         got = ", ".join(f"{name} {pixels}" for name, pixels in sides.items())
         raise UsageError(f"at least one side must be continued, each by at most {size // 2} pixels, got {got}")
-    if tuple(picture.shape) != (3, size, size):
-        raise UsageError(f"got a picture of {tuple(picture.shape[1:])} px, this pipeline makes {size}: resize it")
-    canvas = F.pad(picture, (left, right, top, bottom))
+    canvas = F.pad(_square(picture, size), (left, right, top, bottom))
     empty = F.pad(torch.zeros(1, size, size), (left, right, top, bottom), value=1.0).bool()
     for number, (y, x) in enumerate(frames(canvas.shape[1:], (top, left), size)):
         window = (slice(None), slice(y, y + size), slice(x, x + size))
@@ -159,6 +164,14 @@ def outpaint(
     size_now = f"{image.width}x{image.height}"
     metadata = {**made.metadata, "task": "outpainting", "seed": seed, **sides, "size": size_now}
     return Generation(0, prompt, seed, image, metadata)
+
+
+def _square(picture: Image.Image | Tensor, size: int) -> Float[Tensor, "3 s s"]:
+    if not isinstance(picture, Tensor):
+        return from_pil(picture, size)
+    if tuple(picture.shape) != (3, size, size):
+        raise UsageError(f"got a picture of {tuple(picture.shape[1:])} px, this pipeline makes {size}: resize it")
+    return picture
 
 
 def frames(canvas: Sequence[int], corner: tuple[int, int], size: int) -> list[tuple[int, int]]:

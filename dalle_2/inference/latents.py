@@ -39,7 +39,7 @@ def encoded(
 
     captions: for a decoder that reads them. Raises UsageError for no pictures.
     """
-    if not images:
+    if not len(images):
         raise UsageError("there is no picture to work on: give at least one")
     size = pipeline.micro_batch
     parts = []

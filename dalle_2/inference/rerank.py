@@ -1,6 +1,6 @@
 """Of several pictures for one prompt, those that CLIP finds closest to it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from PIL import Image
@@ -11,12 +11,20 @@ from dalle_2.inference.generation import Generation
 from dalle_2.models.dalle2 import DALLe2
 
 
-def reranked(pipeline: DALLe2, made: Sequence[Generation], keep: int = 1, *, of: int | None = None) -> list[Generation]:
+def reranked(pipeline: DALLe2, made: Iterable[Generation], keep: int = 1, *, of: int | None = None) -> list[Generation]:
     """The `keep` best pictures of each prompt, best first, with the cosine of picture and prompt as "clip" in their
     metadata. of: how many pictures in a row belong to one prompt; by default all of them.
 
-    Raises UsageError for keep below 1 or above that, and pictures that don't come out even.
+    Raises UsageError for keep below 1 or above that, pictures that don't come out even, and plain pictures, which know
+    no prompt.
     """
+    made = list(made)
+    for one in made:
+        if not isinstance(one, Generation):
+            raise UsageError(
+                f"expected what generations() and the edits yield, got {type(one).__name__}, which knows no prompt: "
+                "closeness(pipeline, pictures, captions) takes plain pictures"
+            )
     size = of or len(made)
     if not 1 <= keep <= size or len(made) % size:
         raise UsageError(f"of {size} pictures a prompt 1 to {size} can be kept, got {keep} of {len(made)}")

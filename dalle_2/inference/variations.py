@@ -15,20 +15,22 @@ FRESH = 0.8  # eta: enough noise in each step that a variation isn't a copy
 
 def variations(
     pipeline: DALLe2,
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image] | Image.Image,
     n: int = 4,
     *,
     seed: int = 0,
     settings: EditSettings | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Generation]:
-    """`n` variations of each picture: encoded, inverted, and drawn again with fresh noise in each step.
+    """`n` variations of each picture: encoded, inverted, and drawn again with fresh noise in each step; a
+    lone picture is one.
 
     settings.eta says how far they go: 0 gives the picture back, as well as the decoder knows it; by default 0.8.
     Picture k of all has seed + k. Raises UsageError for no pictures, n below 1, and settings that don't fit.
     """
     if n < 1:
         raise UsageError(f"n must be at least 1 variation of each picture, got {n}")
+    images = [images] if isinstance(images, Image.Image) else images
     settings = settings or EditSettings()
     if "eta" not in settings.model_fields_set:  # its own default would give copies
         settings = settings.model_copy(update={"eta": FRESH})
