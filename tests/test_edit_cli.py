@@ -66,6 +66,16 @@ def test_every_edit_leaves_its_pictures(
     assert f"{count} picture" in capsys.readouterr().err
 
 
+def test_outpainting_says_which_frame_it_is_at(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["outpaint", "picture.png", "a red circle", "--right", "8", "--top", "8", "--steps", "2"]
+    assert run(*words, "--candidates", "2") == 0
+    frames = [line for line in capsys.readouterr().err.splitlines() if line.startswith("frame")]
+    assert frames == ["frame 1 of 3", "frame 2 of 3", "frame 3 of 3"]
+    assert (read_metadata(made()[0]) or {})["candidates"] == 2
+    assert run(*words, "--candidates", "1", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_inpainting_keeps_the_pixels_of_the_file(run: Callable[..., int]) -> None:
     assert run("inpaint", "picture.png", "a red circle", "--mask", "mask.png", "--candidates", "1") == 0
     before, after = (np.asarray(Image.open(path)) for path in ("picture.png", made()[0]))

@@ -16,12 +16,7 @@ def inpaint(
     caption: Annotated[str, typer.Argument(help="What the whole picture shall show.", show_default=False)],
     mask: Annotated[Path | None, typer.Option(help="A picture as large, white where to paint.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures.")] = 1,
-    candidates: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Embeddings to choose among for each picture; by default 128 where they can be steered."
-        ),
-    ] = None,
+    candidates: options.Candidates = None,
     steps: options.Steps = None,
     eta: options.Eta = 0.0,
     guidance: options.Guidance = None,

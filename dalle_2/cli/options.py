@@ -40,6 +40,10 @@ NoiseLevel = Annotated[
     int | None, typer.Option(min=0, help="Noise on the small picture, for upsamplers trained with noise levels.")
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the decoder.")]
+Candidates = Annotated[
+    int | None,
+    typer.Option(min=1, help="Embeddings to choose among for each hole; by default 128 where they can be steered."),
+]
 Eta = Annotated[float, typer.Option(min=0, help="Fresh noise in each step, from 0 to below 1.")]
 Sampler = Annotated[
     str | None, typer.Option(metavar="NAME", help=f"The decoder's way from noise to pictures: {', '.join(NAMES)}.")

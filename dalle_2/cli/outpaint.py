@@ -20,6 +20,7 @@ def outpaint(
     right: Side = 0,
     top: Side = 0,
     bottom: Side = 0,
+    candidates: options.Candidates = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     negative: options.Negative = None,
@@ -46,6 +47,9 @@ def outpaint(
     if format == "jpg":
         typer.echo("dalle2: warning: a JPEG changes every pixel a little; a PNG keeps the kept ones", err=True)
 
+    def say(number: int, total: int) -> None:
+        typer.echo(f"frame {number} of {total}", err=True)
+
     def make(loaded: Any, first: int, on_step: Any) -> Any:
         from dalle_2.images import open_image
         from dalle_2.inference.inpaint import outpaint as continued
@@ -53,8 +57,9 @@ def outpaint(
 
         yield continued(
             loaded, open_image(picture), caption, left=left, right=right, top=top, bottom=bottom, seed=first,
+            candidates=candidates,
             settings=EditSettings(steps=steps, guidance=guidance, negative=negative, sampler=sampler, prior=prior),
-            on_step=on_step,
+            on_step=on_step, on_frame=None if quiet else say,
         )  # fmt: skip
 
     edit(

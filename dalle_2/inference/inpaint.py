@@ -1,6 +1,6 @@
 """Painting into pictures: what a hole shows, and what lies beyond a picture's border."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,8 @@ from dalle_2.models.prior import Prior
 from dalle_2.models.rest import at_work
 from dalle_2.models.stages import checked_candidates
 from dalle_2.text.prompts import check_prompts
+
+OnFrame = Callable[[int, int], None]  # the number of a frame, from 1, and how many there are
 
 CANDIDATES = 16  # embeddings to choose among where what is kept has no say in what the prior draws
 
@@ -135,14 +137,17 @@ def outpaint(
     top: int = 0,
     bottom: int = 0,
     seed: int = 0,
+    candidates: int | None = None,
     settings: EditSettings | None = None,
     on_step: OnStep | None = None,
+    on_frame: OnFrame | None = None,
 ) -> Generation:
     """The picture continued beyond its borders by so many pixels, every pixel of it kept.
 
     A frame of the pipeline's size moves over the larger canvas, and whatever is still empty in it is painted; the
     caption says what each frame shows. picture: brought to the size that the pipeline makes, which a tensor in [-1, 1]
-    must have. Raises UsageError for a tensor of another size, no side to continue, and sides beyond half a frame.
+    must have. candidates: for each frame, as in `inpaint`. on_frame: called before each frame. Raises UsageError for a
+    tensor of another size, no side to continue, and sides beyond half a frame.
     """
     size = pipeline.size
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
@@ -152,12 +157,15 @@ def outpaint(
         raise UsageError(f"at least one side must be continued, each by at most {size // 2} pixels, got {got}")
     canvas = F.pad(_square(picture, size), (left, right, top, bottom))
     empty = F.pad(torch.zeros(1, size, size), (left, right, top, bottom), value=1.0).bool()
-    for number, (y, x) in enumerate(frames(canvas.shape[1:], (top, left), size)):
+    _, *around = frames(canvas.shape[1:], (top, left), size)  # the first frame is the picture itself
+    for number, (y, x) in enumerate(around, 1):
+        if on_frame is not None:
+            on_frame(number, len(around))
         window = (slice(None), slice(y, y + size), slice(x, x + size))
-        if not bool(empty[window].any()):
-            continue
         part = Holed(canvas[window], empty[window])
-        (made,) = inpaint(pipeline, part, prompt, seed=seed + number, settings=settings, on_step=on_step)
+        (made,) = inpaint(
+            pipeline, part, prompt, seed=seed + number, candidates=candidates, settings=settings, on_step=on_step
+        )
         canvas[window] = from_pil(made.image)
         empty[window] = False
     image = to_pil(canvas)
