@@ -76,6 +76,13 @@ def test_outpainting_says_which_frame_it_is_at(run: Callable[..., int], capsys: 
     assert capsys.readouterr().err == ""
 
 
+def test_a_single_step_is_one(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("image-to-image", "picture.png", "a red circle", "--strength", "1", "--steps", "1") == 0
+    said = capsys.readouterr().err
+    assert "decoder: 1 step, " in said
+    assert "upsampler-32: 2 steps, " in said
+
+
 def test_inpainting_keeps_the_pixels_of_the_file(run: Callable[..., int]) -> None:
     assert run("inpaint", "picture.png", "a red circle", "--mask", "mask.png", "--candidates", "1") == 0
     before, after = (np.asarray(Image.open(path)) for path in ("picture.png", made()[0]))
@@ -195,6 +202,11 @@ def test_settings_of_the_decoder_are_refused_before_the_prior_works(
     said = capsys.readouterr().err
     assert "steps must be a whole number from 1 to 1000 for the decoder" in said
     assert "prior" not in said
+
+
+def test_a_probe_is_refused_before_clip_is_asked(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("probe", "picture.png", "--write", "star", "--labels", "a,b", "--steps", "1001") == 2
+    assert "%" not in capsys.readouterr().err
 
 
 def test_words_that_the_pipeline_never_saw_are_named(

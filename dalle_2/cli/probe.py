@@ -38,15 +38,16 @@ def probe(
         from dalle_2.evaluation.typographic import probe as probed
         from dalle_2.images import open_image
         from dalle_2.inference.generation import Generation
-        from dalle_2.inference.plans import EditSettings
+        from dalle_2.inference.plans import EditSettings, inverting, stages_of
         from dalle_2.inference.variations import FRESH, variations
 
+        settings = EditSettings(steps=steps, eta=FRESH)
+        stages_of(loaded, inverting(settings, loaded.decoder))  # what doesn't fit is refused before CLIP is asked
         found = probed(loaded, open_image(picture), word, [label.strip() for label in labels.split(",")])
         for label, before, after in zip(found.labels, found.before, found.after, strict=True):
             typer.echo(f"{label}: {before:.1%} before, {after:.1%} with {word!r} on it", err=True)
         said: dict[str, Any] = {"task": "typographic attack", "word": word, "labels": list(found.labels)}
         said |= {"before": list(found.before), "after": list(found.after)}
-        settings = EditSettings(steps=steps, eta=FRESH)
         varied = variations(loaded, [found.attacked], n, seed=first, settings=settings, on_step=on_step)
         yield Generation(0, word, first, found.attacked, said)
         for made in varied:

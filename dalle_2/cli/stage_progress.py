@@ -68,7 +68,8 @@ class Lines(StageProgress):
         """Speaks after a stage's last step."""
         if step.index + 1 == step.total:
             now = time.monotonic()
-            print(f"{stage}: {step.total} steps, {now - self._since:.1f} s", file=sys.stderr, flush=True)
+            steps = "1 step" if step.total == 1 else f"{step.total} steps"
+            print(f"{stage}: {steps}, {now - self._since:.1f} s", file=sys.stderr, flush=True)
             self._since = now
 
 
