@@ -181,6 +181,16 @@ class TestFailing:
         assert err.lower().startswith(f"dalle2: {sentence}".lower())
         assert err.count("\n") == 1
 
+    def test_a_misspelt_option_is_told_from_one_that_there_is_not(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main.main(["variations", "x.png", "--sampler", "ddim"]) == 2
+        assert capsys.readouterr().err == (
+            "dalle2: No such option: --sampler: dalle2 variations --help lists what it takes\n"
+        )
+        assert main.main(["variations", "x.png", "--guidence", "2"]) == 2
+        said = capsys.readouterr().err
+        assert "--guidance" in said
+        assert "--device" not in said
+
     def test_a_wrong_value_is_named(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main.main(["fail", "data", "--n", "-7"]) == 2  # typer's own words for it change with its version
         said = capsys.readouterr().err

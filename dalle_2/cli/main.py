@@ -142,10 +142,18 @@ def _is_typers(error: Any) -> bool:
 
 def _typers_words(error: Any) -> str:
     """What typer says of a wrong value, with the value: where pydantic found it, the sentence leaves that out."""
+    if getattr(error, "possibilities", None):
+        error.possibilities = _alike(error.option_name, error.possibilities)
     words = str(error.format_message()).rstrip(".").replace("Value error, ", "")
     found: list[Any] = getattr(error.__cause__, "errors", list)()
     got = repr(found[0]["input"]) if found else ""
     return words if got in words else f"{words}, got {got}"
+
+
+def _alike(option: str, known: Sequence[str]) -> list[str]:
+    """Options of a name like that one's; typer's own likeness counts the dashes, which all of them have."""
+    names = {name.lstrip("-"): name for name in known}
+    return [names[near] for near in get_close_matches(option.lstrip("-"), names)]
 
 
 def _command_path(error: Any) -> str:
