@@ -43,6 +43,18 @@ def test_decoder_and_first_upsampler_come_within_five_per_cent(name: str) -> Non
     assert COUNTS[name] == pytest.approx(ROUNDED[PAPER[name].parameters], rel=0.05)
 
 
+def test_what_is_far_from_the_papers_figure_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    prior = on_meta("paper-prior-ar")
+    assert isinstance(prior, AutoregressivePrior)
+    assert prior.caption is not None
+    text = parameters(prior.caption)
+    rest = COUNTS["paper-prior-ar"] - text
+    assert main(["train", "paper-prior-ar", "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"paper-prior-ar: {text / 1e9:.1f} B of these are the text encoder")
+    assert f" {rest / 1e9:.1f} B the prior" in said
+
+
 def test_the_widths_are_those_of_the_table() -> None:
     prior, decoder = on_meta("paper-prior-diffusion"), on_meta("paper-decoder-64")
     assert isinstance(prior, Prior)

@@ -269,7 +269,7 @@ def test_show_prints_the_recipe_and_trains_nothing(workdir: Path) -> None:
         (["prio", "shapes-micro"], "got prio, shapes-micro; did you mean the stage 'prior'?"),
         (["prior_ar", "shapes-micro"], "this recipe has no stage 'prior_ar': choose among clip, prior"),
         (["my-pictures"], "my-pictures learns from pictures of yours: name their folder with --data"),
-        (["paper-decoder-64"], "paper learns from pictures of yours: name their folder with --data"),
+        (["paper-decoder-64"], "paper-decoder-64 learns from pictures of yours: name their folder with --data"),
         (["shapes-micro", "--out", f"{__file__}/new"], "is a file: name a folder for the results"),
         (["--set", "decoder.run.image=5"], "did you mean 'images'"),
         (["--scale", "0"], "scale must be above 0"),

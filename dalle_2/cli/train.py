@@ -66,7 +66,8 @@ def train(
     from dalle_2.training.train import Training
 
     if recipe.data.source == HERE:
-        raise UsageError(f"{recipe.name} learns from pictures of yours: name their folder with --data")
+        name = names[0] if names else recipe.name
+        raise UsageError(f"{name} learns from pictures of yours: name their folder with --data")
     folder, place = require_place(out or TRAINED_MODELS / recipe.name), str(choose_device(device))
     lanes = lanes or default_lanes(place)
     training = Training(
@@ -99,7 +100,8 @@ def estimated(recipe: Any, stages: Sequence[str], hardware: str, devices: int) -
         raise UsageError(f"this recipe trains {', '.join(dry_run.countable(recipe))}, none of {', '.join(stages)}")
     runs = {names.get(stage, stage): dry_run.dry_run(recipe, stage) for stage in counted}
     stated = {name: PAPER[name].parameters for name in runs if name in PAPER}
-    return dry_run.table(runs, stated, hardware, devices)
+    table = dry_run.table(runs, stated, hardware, devices)
+    return "\n".join([table, *(f"{name}: {PAPER[name].note}" for name in stated if PAPER[name].note)])
 
 
 def default_lanes(device: str) -> int:

@@ -28,15 +28,18 @@ from dalle_2.training.recipe import (
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 Z_DIM, VOCABULARY = 1024, 49_408
+AR_NOTE = "1.3 B of these are the text encoder of the paper's table, 0.8 B the prior behind it"
 
 
 class Stated(NamedTuple):
-    """What the paper says of a model: its stage here, its number of parameters, and how it is sampled."""
+    """What the paper says of a model: its stage here, its number of parameters, and how it is sampled. note: why that
+    number differs from the one of the table's widths, where they are far apart."""
 
     stage: str
     parameters: str
     steps: int | None
     variance: str
+    note: str = ""
 
 
 def _run(
@@ -112,7 +115,7 @@ PAPER_RECIPE = Recipe(
 )  # fmt: skip
 
 PAPER: Mapping[str, Stated] = {
-    "paper-prior-ar": Stated("prior_ar", "1 B", None, "token by token"),
+    "paper-prior-ar": Stated("prior_ar", "1 B", None, "token by token", AR_NOTE),
     "paper-prior-diffusion": Stated("prior", "1 B", 64, "Analytic-DPM"),
     "paper-decoder-64": Stated("decoder", "3.5 B", 250, "learned"),
     "paper-upsampler-256": Stated("upsampler", "700 M", 27, "DDIM"),
