@@ -12,8 +12,10 @@ from PIL import Image
 from report import say
 
 from dalle_2.data.render import render
+from dalle_2.data.scenes import SHAPES
 from dalle_2.data.shapes import fixed_scenes
 from dalle_2.evaluation.edits import inpainting_cases, text_diff_cases
+from dalle_2.evaluation.typographic import probe
 from dalle_2.images import from_pil, grid, to_pil
 from dalle_2.inference.generate import generations
 from dalle_2.inference.holes import Holed
@@ -101,6 +103,16 @@ def reranking(pipeline: DALLe2) -> Shown:
         yield from ((one.image, f"{one.metadata['clip']:.2f} {caption if one is made[0] else ''}") for one in made)
 
 
+def probing(pipeline: DALLe2) -> Shown:
+    for scene, _ in fixed_scenes("seen", 2 * ROWS, objects=1):
+        image, shape = Image.fromarray(render(scene, SIDE)), scene.objects[0].shape
+        word = SHAPES[SHAPES.index(shape) - 1]
+        found = probe(pipeline, image, word, [f"a {shape}", f"a {word}"])
+        yield image, f"{found.labels[0]}: {found.before[0]:.0%}"
+        yield found.attacked, f"{found.labels[0]}: {found.after[0]:.0%}"
+        yield from ((one.image, "") for one in variations(pipeline, [found.attacked], 2, seed=SEED))
+
+
 SHEETS: dict[str, tuple[Callable[[DALLe2], Shown], int]] = {
     "variations": (variation, 8),
     "interpolation": (interpolation, 8),
@@ -110,6 +122,7 @@ SHEETS: dict[str, tuple[Callable[[DALLe2], Shown], int]] = {
     "image-to-image": (drawing_over, 8),
     "reconstruction": (reconstruction, 8),
     "rerank": (reranking, 8),
+    "probe": (probing, 8),
 }
 
 
