@@ -42,7 +42,7 @@ NoiseLevel = Annotated[
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the decoder.")]
 Candidates = Annotated[
     int | None,
-    typer.Option(min=1, help="Embeddings to choose among for each hole; by default 128 where they can be steered."),
+    typer.Option(min=1, help="Embeddings to choose among, a picture or frame; by default 128 where steered."),
 ]
 Eta = Annotated[float, typer.Option(min=0, help="Fresh noise in each step, from 0 to below 1.")]
 Sampler = Annotated[
