@@ -5,8 +5,8 @@
 
 The prior draws one image embedding for each caption, once; from these, and from the same start noise, every sampler
 draws the pictures with every number of steps. What the decoder draws is read as it is, without upsampler, enlarged to
-the 256 pixels that the scene reader takes. Each line says how much more or less often a sampler is right than DDIM with
-the most steps, on the same scenes, with a paired 95 % interval.
+the 256 pixels that the scene reader takes. Beside each share stands how much more or less often the sampler is right
+than DDIM with the most steps, on the same scenes, as a paired 95 % interval in points.
 
 Leaves samplers.md, samplers.json and samplers.png in the folder. Called again with the same folder it goes on where it
 stopped, and adds what is asked for in addition.
@@ -33,7 +33,7 @@ from dalle_2.data.scenes import Scene
 from dalle_2.data.shapes import EVALUATION_SEED, fixed_scenes
 from dalle_2.errors import UsageError
 from dalle_2.evaluation.exact_match import judge
-from dalle_2.evaluation.intervals import paired_difference, wilson
+from dalle_2.evaluation.intervals import Difference, paired_difference, wilson
 from dalle_2.evaluation.scene_parser import parse
 from dalle_2.images import to_pils
 from dalle_2.models.dalle2 import DALLe2
@@ -169,7 +169,7 @@ def report(cells: Cells, header: dict[str, Any], out: Path) -> None:
     most = max(int(key.partition("/")[2]) for key in cells if key.startswith(f"{REFERENCE}/"))
     reference = cells[f"{REFERENCE}/{most}"]["exact"]
     rows = [row(key, found, reference, f"{REFERENCE} at {most}") for key, found in sorted(cells.items(), key=order)]
-    atomic_write_text(out / "samplers.md", f"{table(rows)}\n")
+    atomic_write_text(out / "samplers.md", f"{table(matrix(cells, reference))}\n\n{table(rows)}\n")
     series: dict[str, list[tuple[float, float]]] = {}
     for key, found in sorted(cells.items(), key=order):
         share = 100 * sum(found["exact"]) / len(found["exact"])
@@ -178,6 +178,23 @@ def report(cells: Cells, header: dict[str, Any], out: Path) -> None:
     with atomic_path(out / "samplers.png") as path:
         line_plot(series, title, "calls of the network a picture", "exact match in per cent").save(path, format="png")
     show(rows, header)
+
+
+def matrix(cells: Cells, reference: list[int]) -> list[dict[str, object]]:
+    """A line a sampler, a column a number of steps: the share, and the paired interval of the difference."""
+    blank = dict.fromkeys(map(str, sorted({order(item)[1] for item in cells.items()})), "")
+    lines: dict[str, dict[str, object]] = {}
+    for key, found in sorted(cells.items(), key=order):
+        name, _, steps = key.partition("/")
+        low, high = (f"{100 * value:+.1f}" for value in beside(found["exact"], reference)[4:])
+        share = f"{100 * sum(found['exact']) / len(found['exact']):.1f}"
+        lines.setdefault(name, {"sampler": name, **blank})[steps] = f"{share} ({low} to {high})"
+    return list(lines.values())
+
+
+def beside(exact: list[int], reference: list[int]) -> Difference:
+    """The paired difference to the reference on the same scenes."""
+    return paired_difference([bool(hit) for hit in exact], [bool(hit) for hit in reference])
 
 
 def order(item: tuple[str, dict[str, Any]]) -> tuple[int, int]:
@@ -189,9 +206,9 @@ def order(item: tuple[str, dict[str, Any]]) -> tuple[int, int]:
 def row(key: str, found: dict[str, Any], reference: list[int], against: str) -> dict[str, object]:
     """A line of the table."""
     name, _, steps = key.partition("/")
-    exact = [bool(hit) for hit in found["exact"]]
+    exact = found["exact"]
     rate = wilson(sum(exact), len(exact))
-    change = paired_difference(exact, [bool(hit) for hit in reference])
+    change = beside(exact, reference)
     share, *interval = (f"{100 * (value or 0):.1f}" for value in rate[2:])
     more, *between = (f"{100 * value:+.1f}" for value in change[3:])
     return {
