@@ -93,8 +93,10 @@ def test_what_no_sampler_does_is_refused_in_one_sentence(pipeline: DALLe2, call:
 
 def test_a_model_without_mean_squares_has_no_analytic_variance(micro_pipeline: Path) -> None:
     bare = dalle_2.load(micro_pipeline, device="cpu")
-    with pytest.raises(UsageError, match="ddpm-analytic needs the mean squares .* set its eps_mean_square"):
-        bare.generate(PROMPTS, sampler="ddpm-analytic")
+    for stage, named in (("prior", "prior"), ("decoder", "decoder"), ("upsampler-32", "upsampler")):
+        words = f"^the {named} has no table for the sampler ddpm-analytic .*: choose ddpm for this stage"
+        with pytest.raises(UsageError, match=words):
+            bare.generate(PROMPTS, sampler={stage: "ddpm-analytic"})
     z_img = torch.zeros(2, 16)
     bare.decoder.eps_mean_square = torch.full((1000,), 0.5)
     other = DDPMSampler(COSINE, variance="analytic", eps_mean_square=torch.full((1000,), 0.9))
@@ -148,7 +150,7 @@ def test_upscale_takes_a_sampler_too(run: Callable[..., int]) -> None:
         (["generate", "a", "--prior-sampler", "dpm"], "no sampler 'dpm': did you mean 'ddpm'?"),
         (["generate", "a", "--decoder-sampler", "euler"], "no sampler 'euler': there are ddim, ddpm"),
         (["generate", "a", "--sampler", "heun", "--eta", "0.5"], "the sampler heun takes no eta, got 0.5"),
-        (["generate", "a", "--sampler", "ddpm-analytic"], "needs the mean squares"),
+        (["generate", "a", "--sampler", "ddpm-analytic"], "the prior has no table for the sampler ddpm-analytic"),
         (["generate", "a", "--sampler", "unipc", "--steps", "1001"], "from 1 to 1000 for the prior, got 1001"),
         (["upscale", "a.png", "--sampler", "huen"], "did you mean 'heun'?"),
     ],

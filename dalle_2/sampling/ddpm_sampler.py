@@ -59,11 +59,12 @@ class DDPMSampler(Sampler):
             return self
         return type(self)(self.noise_scheduler, variance=self.variance, eps_mean_square=table)
 
-    def _check_ready(self) -> None:
+    def _check_ready(self, stage: str) -> None:
         if self.variance == "analytic" and self.eps_mean_square is None:
             raise UsageError(
-                "the sampler ddpm-analytic needs the mean squares of the model's predicted noise, and it has none: "
-                "set its eps_mean_square, which dalle_2.sampling.mean_squares estimates, or use ddpm"
+                f"the {stage} has no table for the sampler ddpm-analytic (`dalle2 train` leaves one in a diffusion "
+                "prior, nowhere else): choose ddpm for this stage, or make one in Python with "
+                "dalle_2.sampling.mean_squares"
             )
 
     def _walk(self, denoiser: Denoiser, x: Tensor, pairs: Pairs, eta: float, noise: Noise | None) -> Iterator[Move]:

@@ -144,7 +144,7 @@ class Sampler(ABC):
         bad timesteps.
         """
         self._check_eta(eta)
-        self._check_ready()
+        self._check_ready("model")
         scheduler = self.noise_scheduler
         rows = grid(scheduler, steps, spacing) if timesteps is None else check_timesteps(scheduler.T, timesteps)
         if len(rows) != steps:
@@ -164,7 +164,7 @@ class Sampler(ABC):
                 f"({its.described}); build the sampler as {type(self).__name__}(model.noise_scheduler)"
             )
         self._check_eta(eta)
-        self.fitted(model)._check_ready()
+        self.fitted(model)._check_ready(getattr(model, "kind", "model"))
 
     def fitted(self, model: HasNoiseTable) -> Self:
         """The sampler with what it needs to know of a model; most need nothing."""
@@ -188,8 +188,8 @@ class Sampler(ABC):
         if eta > 0 and not self.takes_eta:
             raise UsageError(f"the sampler {self.name} takes no eta, got {eta}: leave it at 0, or use ddim")
 
-    def _check_ready(self) -> None:
-        """Raises UsageError where something is missing that only a model can give."""
+    def _check_ready(self, stage: str) -> None:
+        """Raises UsageError, naming the stage, where something is missing that only a model can give."""
         return None
 
 
