@@ -123,6 +123,20 @@ def test_every_step_of_ddpm_equals_diffusers(scheduler, spacing, variance, their
             torch.testing.assert_close(step.x_s, answer, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("asked", "kept"), [(5.0, "largest"), (-5.0, "smallest")])
+def test_a_learned_variance_stays_within_the_bounds_of_the_jump(asked, kept):
+    exact = gaussian(COSINE)
+
+    def wild(x, t):
+        return Denoised(exact(x, t).x_0, torch.full_like(x, asked))
+
+    noises = [PictureNoise([3, 4], "a") for _ in range(2)]
+    learned = DDPMSampler(COSINE).steps(wild, start(2, 7), 5, noise=noises[0])
+    fixed = DDPMSampler(COSINE, variance=kept).steps(exact, start(2, 7), 5, noise=noises[1])
+    for a, b in zip(learned, fixed, strict=True):
+        torch.testing.assert_close(a.x_s, b.x_s)
+
+
 def test_a_network_without_a_learned_variance_is_sampled_with_the_smallest():
     noises = [PictureNoise([3, 4], "a") for _ in range(2)]
     learned, smallest = (
