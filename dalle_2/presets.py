@@ -149,6 +149,38 @@ _1024 = _MICRO.model_copy(
     }
 )
 
+_READERS = ("prior", "prior_ar", "decoder")
+
+# The paper's parts, about as small: no draft, captions read word by word by both priors and the decoder, which learns
+# its variance and loses its conditions as often as the paper's, two candidates, an upsampler that sees no embedding.
+_PAPER_SMALL = override(
+    _MICRO.model_copy(
+        update={
+            "name": "shapes-paper",
+            "draft": None,
+            "prior_ar": _TINY.prior_ar,
+            "decoder_inpaint": InpaintStage(
+                run=RunSettings(images=1_600, batch=16, lr=1.5e-3, warmup=160, ema_halflife=300)
+            ),
+        }
+    ),
+    {
+        **{f"{stage}.caption": "own" for stage in _READERS},
+        **{f"{stage}.text": TextConfig(width=128, depth=2, heads=4) for stage in _READERS},
+        "prior.config.depth": 2, "prior.config.refine": 0, "prior.config.candidates": 2,
+        "prior.run.images": 24_000, "prior.run.batch": 128, "prior.run.ema_halflife": 2_000,
+        "prior_ar.directions": 48, "prior_ar.config.width": 128, "prior_ar.config.depth": 2,
+        "prior_ar.config.candidates": 2,
+        "prior_ar.run.images": 16_000, "prior_ar.run.batch": 64, "prior_ar.run.ema_halflife": 1_000,
+        "decoder.config.steps": 25, "decoder.config.drop": 0.1,
+        "decoder.config.learned_variance": True, "decoder.config.unet.out_channels": 6,
+        "decoder.config.unet.multiples": (1, 2, 4), "decoder.config.unet.attention": (1, 2),
+        "decoder.run.images": 8_000, "decoder.run.batch": 16, "decoder.run.ema_halflife": 1_000,
+        "upsampler.config.unet.z_dim": 0, "upsampler.config.corruption": 0.0,
+        "upsampler.config.noise_levels": 100, "upsampler.config.noise_level": 30,
+    },
+)  # fmt: skip
+
 # A folder is embedded whole. Its embeddings fill no more directions than its pictures are many, and a draft of few
 # pictures would know them by heart. Without a draft, candidates can't be looked at; chosen by their dot product with
 # the text alone they get worse with their number. And the decoder has to draw the whole picture, which takes its steps.
@@ -165,7 +197,7 @@ _FOLDER = override(
      "decoder.run.preview_every": 4_000, "upsampler.run.images": 4_000},
 )  # fmt: skip
 
-PRESETS = {recipe.name: recipe for recipe in (_TINY, _FULL, _MICRO, _1024, _FOLDER, PAPER_RECIPE)}
+PRESETS = {recipe.name: recipe for recipe in (_TINY, _FULL, _MICRO, _PAPER_SMALL, _1024, _FOLDER, PAPER_RECIPE)}
 
 
 def preset(name: str) -> Recipe:

@@ -256,3 +256,17 @@ def test_presets_have_both_priors_and_one_an_inpainting_decoder() -> None:
     assert "prior_ar" in tiny.stages
     assert {*full.stages} - {*tiny.stages} == {"decoder_inpaint"}
     assert (full.prior, full.draft, full.decoder) == (tiny.prior, tiny.draft, tiny.decoder)
+
+
+def test_a_small_preset_trains_what_the_paper_has() -> None:
+    recipe, micro = preset("shapes-paper"), preset("shapes-micro")
+    assert recipe.stages == ("clip", "prior", "prior_ar", "decoder", "decoder_inpaint", "upsampler")
+    assert (recipe.clip, recipe.data, recipe.embeddings) == (micro.clip, micro.data, micro.embeddings)
+    prior, decoder, upsampler = recipe.prior.config, recipe.decoder.config, recipe.upsampler.config
+    assert {stage.caption for stage in (recipe.prior, recipe.prior_ar, recipe.decoder)} == {"own"}
+    assert min(stage.text.depth for stage in (recipe.prior, recipe.prior_ar, recipe.decoder)) > 0
+    assert (prior.target, prior.drop, prior.candidates, prior.refine) == ("x_0", 0.1, 2, 0)
+    assert (recipe.prior_ar.config.drop, recipe.prior_ar.config.candidates) == (0.1, 2)
+    assert (decoder.drop, decoder.caption_drop, decoder.steps > 1) == (0.1, 0.5, True)
+    assert (decoder.learned_variance, decoder.unet.out_channels) == (True, 6)
+    assert (upsampler.unet.z_dim, upsampler.noise_levels > upsampler.noise_level > 0) == (0, True)
