@@ -80,8 +80,7 @@ class DDPMSampler(Sampler):
         z = noise(tuple(mean.shape)).to(mean)
         if self.variance == "learned" and answer.variance is not None:
             low, high = math.log(jump.posterior_variance), math.log(jump.beta)
-            # No true variance lies outside; what a network asks for that errs at the faintest noise would drown a jump.
-            return mean + (0.5 * (low + (high - low) * answer.variance.clamp(0, 1))).exp() * z
+            return mean + (0.5 * (low + (high - low) * answer.variance)).exp() * z
         return mean + math.sqrt(self._fixed_variance(jump, t)) * z
 
     def _fixed_variance(self, jump: Jump, t: float) -> float:

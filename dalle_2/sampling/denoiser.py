@@ -59,6 +59,8 @@ def to_denoiser(
         if learned_variance and raw.shape[1] == 2 * x_t.shape[1]:
             raw, variance = raw.chunk(2, dim=1)
             variance = (variance + 1) / 2
+            if target == "x_0":  # its error doesn't fade with the noise, and asks for variances that would drown a jump
+                variance = variance.clamp(0, 1)
         if raw.shape != x_t.shape or (variance is None and learned_variance):
             doubled = " with twice the channels" if learned_variance else ""
             raise UsageError(
