@@ -12,12 +12,17 @@ GREY, TICKS = "#dddddd", 6
 Point = tuple[float, float]
 
 
-def line_plot(series: Mapping[str, Sequence[Point]], title: str, x_label: str, y_label: str) -> Image.Image:
-    """Points (x, y) of every series, joined and named at their right end; x on a logarithmic scale."""
+def line_plot(
+    series: Mapping[str, Sequence[Point]], title: str, x_label: str, y_label: str, *, shown: Sequence[float] = ()
+) -> Image.Image:
+    """Points (x, y) of every series, joined and named at their right end; x on a logarithmic scale.
+
+    shown: values of y that the picture reaches to in any case.
+    """
     picture = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(picture)
     xs, ys = ([point[axis] for points in series.values() for point in points] for axis in (0, 1))
-    low, high, step = round_range(min(ys), max(ys))
+    low, high, step = round_range(min(*ys, *shown), max(*ys, *shown))
     frame = Frame(math.log(min(xs)), math.log(max(xs)), low, high)
     for k in range(round((high - low) / step) + 1):
         _rule(draw, frame, low + k * step)

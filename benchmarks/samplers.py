@@ -175,8 +175,11 @@ def report(cells: Cells, header: dict[str, Any], out: Path) -> None:
         share = 100 * sum(found["exact"]) / len(found["exact"])
         series.setdefault(key.partition("/")[0], []).append((found["calls"], share))
     title = f"Exact match of {header['pipeline']}'s decoder on {header['n']} scenes, spacing {header['spacing']}"
+    picture = line_plot(
+        series, title, "calls of the network a picture", "exact match in per cent", shown=(0.0, 100.0)
+    )
     with atomic_path(out / "samplers.png") as path:
-        line_plot(series, title, "calls of the network a picture", "exact match in per cent").save(path, format="png")
+        picture.save(path, format="png")
     show(rows, header)
 
 
