@@ -135,10 +135,9 @@ def part_speed(
 ) -> dict[str, Any]:
     """One part: seconds a picture on both sides, the ratio, and the rate of computing in the steps after the first."""
     pipeline = dalle_2.load(folder, device="cpu", dtype=mode)
+    step = theirs("super_res_first" if stage == "super_res" else stage, folder, dtype, given, guided=True)
     with working(pipeline, stage) as model:
-        with torch.autocast("cpu", enabled=False):  # in its weights' dtype, whatever ours computes in
-            step = theirs("super_res_first" if stage == "super_res" else stage, folder, dtype, given, guided=True)
-        peer = torch.autocast("cpu", enabled=False)(step)
+        peer = torch.autocast("cpu", enabled=False)(step)  # in its weights' dtype, whatever ours computes in
         seconds: list[tuple[float, float]] = []
         for _ in range(pairs):
             steps = our_steps(model, stage, given)
