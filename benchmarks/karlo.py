@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dalle_2
-from dalle_2.models.layers.winograd import Conv3x3
+from dalle_2.models.layers.conv3x3 import Conv3x3
 from dalle_2.models.rest import at_work
 
 SECTIONS = ("parity", "speed", "memory", "first", "compile", "whole")

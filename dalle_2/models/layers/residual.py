@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_2.models.layers.init import zeroed
-from dalle_2.models.layers.winograd import Conv3x3
+from dalle_2.models.layers.conv3x3 import Conv3x3
 
 
 def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:

@@ -9,36 +9,12 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-FEWEST_CHANNELS = 192  # with fewer the additions take what the multiplications save
+MANY = 8  # products that a matrix is in, from which on turning it over pays
 TILES = 128  # at a time, so that they stay in the processor's cache
 # What the three weights of a line become for the four places in a tile (their G), and so those of a 3 x 3 square.
 LINE = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
-
-
-class Conv3x3(nn.Conv2d):
-    """A convolution that keeps height and width; with many channels it takes the short way in float32 on a CPU."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
-        """Where gradients are wanted, or a compiler looks on, it is PyTorch's own."""
-        return winograd(x, self.weight, self.bias) if self.pays(x) else super().forward(x)
-
-    def pays(self, x: Float[Tensor, "b c h w"]) -> bool:
-        """Whether the short way is open and shorter: a map smaller than its weights doesn't repay their conversion."""
-        height, width = x.shape[-2:]
-        channels = (self.in_channels, self.out_channels)
-        return (
-            x.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
-            and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
-            and height % 2 == width % 2 == 0
-            and min(channels) >= FEWEST_CHANNELS
-            and height * width >= max(channels)
-        )
 
 
 def winograd(
@@ -47,7 +23,7 @@ def winograd(
     """What `conv2d(x, weight, bias, padding=1)` gives, channels last. Height and width must be even."""
     (batch, channels, height, width), outputs = x.shape, len(weight)
     across, down = width // 2, _rows(height // 2, width // 2)
-    factors, pixels = _factors(weight), x.permute(0, 2, 3, 1)
+    factors, pixels = _factors(weight, batch * height // (2 * down)), x.permute(0, 2, 3, 1)
     made = x.new_empty(batch, height, width, outputs)
     lines = x.new_zeros(2 * down + 2, width, channels)
     halfway = x.new_zeros(4, down, width + 2, channels)  # its first and last column stay zero: the padding
@@ -76,12 +52,15 @@ def _rows(height: int, width: int) -> int:
     return next(rows for rows in range(max(1, min(height, TILES // width)), 0, -1) if height % rows == 0)
 
 
-def _factors(weight: Float[Tensor, "c2 c 3 3"]) -> Float[Tensor, "16 c c2"]:
-    """The weights by place in a tile (their G g G')."""
+def _factors(weight: Float[Tensor, "c2 c 3 3"], strips: int) -> Float[Tensor, "16 c c2"]:
+    """The weights by place in a tile (their G g G'). strips: how many products each of them is in."""
     line = weight.new_tensor(LINE)
     outputs, channels = weight.shape[:2]
-    square = weight.permute(2, 3, 1, 0).reshape(9, channels * outputs)
-    return (torch.kron(line, line) @ square).view(16, channels, outputs)
+    if not weight.is_contiguous():
+        square = weight.permute(2, 3, 1, 0).reshape(9, channels * outputs)
+        return (torch.kron(line, line) @ square).view(16, channels, outputs)
+    made = (torch.kron(line, line) @ weight.view(-1, 9).t()).view(16, outputs, channels).transpose(1, 2)
+    return made if strips < MANY else made.contiguous()
 
 
 def _differences(x: Sequence[Tensor], out: Tensor) -> None:
