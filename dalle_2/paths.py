@@ -1,6 +1,7 @@
 """Where things lie, and how a file is written: a crash leaves the old content or the new, never half."""
 
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -83,6 +84,15 @@ def hub_cache() -> Path:
     hub = Path(os.environ.get("HF_HOME") or home) / "hub"
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return Path(named or hub).expanduser()
+
+
+def kept_weights(folder: Path | None = None) -> Path:
+    """Where copies of weights in another dtype are kept: all of them, or those of one folder's weights."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dalle_2" / "weights"
+    if folder is None:
+        return home
+    place = os.path.realpath(folder)
+    return home / f"{os.path.basename(place)}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
 def accepted_licences() -> Path:

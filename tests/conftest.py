@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no network, no hub cache but an empty one."""
+"""What holds for every test: one thread, no network, no caches but empty ones."""
 
 import os
 import socket
@@ -7,7 +7,7 @@ from pathlib import Path
 
 # Before anything imports the hub's client, which reads them once.
 _EMPTY_CACHE = tempfile.TemporaryDirectory(prefix="dalle2-tests-")
-os.environ["HF_HOME"] = _EMPTY_CACHE.name
+os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _EMPTY_CACHE.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,6 +1,7 @@
 """Weights that are in memory only while they work, dtypes, and compiled networks: the pictures don't tell."""
 
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from dalle_2.cli.main import main
 from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.models.decoder_unet import DecoderUNet
 from dalle_2.models.prior_transformer import PriorTransformer
-from dalle_2.models.rest import at_work, resting, widened
+from dalle_2.models.rest import at_work, resting, whole, widened
+from dalle_2.pipelines import karlo
+from dalle_2.weights import kept
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -31,6 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("karlo")
     karlo_rig.build(home)
     return home
+
+
+def settle() -> None:
+    """Waits for copies to be safe on the disk."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("settle "):
+            thread.join()
 
 
 def load(folder: Path, dtype: str = "fp32", **wishes: bool) -> DALLe2:
@@ -245,6 +255,41 @@ def test_a_file_is_mapped_only_while_its_weights_are_used(folder: Path) -> None:
     for pipeline, mapped in ((narrow, False), (wide, True)):
         assert pipeline.prior is not None
         assert (path in Path("/proc/self/maps").read_text()) == mapped
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_copies_that_are_kept_change_no_picture(
+    folder: Path, low_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = load(folder, "bf16", low_memory=low_memory).generate(PROMPTS, STEPS, seeds=1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kept, "LEAST_BYTES", 0)
+    assert torch.equal(load(folder, "bf16", low_memory=low_memory).generate(PROMPTS, STEPS, seeds=1), wanted)
+    settle()
+    monkeypatch.setattr(karlo.KarloParts, "_pieces", lambda *given: pytest.fail("it was changed once more"))
+    assert torch.equal(load(folder, "bf16", low_memory=low_memory).generate(PROMPTS, STEPS, seeds=1), wanted)
+    names = sorted(path.name.rpartition("-")[0] for path in tmp_path.rglob("*.safetensors"))
+    # The last step is in float32: of its weights only those are copied that were joined.
+    assert names == ["decoder-bfloat16", "prior-bfloat16", "super_res_first-bfloat16", "super_res_last-float32"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_in_float32_weights_stay_where_they_lie_in_the_files(folder: Path) -> None:
+    pipeline = load(folder)
+    upsampler: Any = pipeline.upsamplers[0]
+    whole(upsampler.last)
+    for part, model in {"decoder": pipeline.decoder, "super_res_last": upsampler.last}.items():
+        path = str(folder / part / "diffusion_pytorch_model.safetensors")
+        lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(path)]
+        places = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+        inside = {
+            name
+            for name, value in model.network.state_dict().items()
+            if any(first <= value.data_ptr() < end for first, end in places)
+        }
+        convolutions = {name for name, value in model.network.state_dict().items() if value.ndim == 4}
+        assert convolutions
+        assert convolutions <= inside
 
 
 @torch.no_grad()

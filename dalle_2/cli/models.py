@@ -37,7 +37,7 @@ def models() -> None:
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line for each.")] = False) -> None:
     """List the pipelines that are here, and the weights of others that can be fetched or read."""
-    for row in [*_here(), *_published()]:
+    for row in [*_here(), *_published(), *_copies()]:
         typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _as_text(row))
 
 
@@ -97,6 +97,14 @@ def convert(
     typer.echo(convert_pipeline(ask_first(source), target, to=to, dtype=DTYPES[dtype], clip=clip))
 
 
+@app.command()
+def forget() -> None:
+    """Delete the copies of weights in another dtype that were kept. They are made again when they are wanted."""
+    from dalle_2.weights.kept import forget as forget_copies
+
+    typer.echo(f"{forget_copies() / 1e9:.1f} GB deleted")
+
+
 def _here() -> Iterator[dict[str, Any]]:
     """The pipelines that a bare name stands for."""
     for name, folder in known_pipelines().items():
@@ -127,6 +135,17 @@ def _published() -> Iterator[dict[str, Any]]:
         yield {
             "name": row.name, "does": row.does, "licence": row.licence.name, "gigabytes": row.gigabytes,
             "state": state, "where": str(folder or row.page),
+        }  # fmt: skip
+
+
+def _copies() -> Iterator[dict[str, Any]]:
+    """Weights that were changed for this machine and kept."""
+    from dalle_2.weights.kept import copies
+
+    for folder, size in copies().items():
+        yield {
+            "name": folder.name, "does": "weights as they are computed with; dalle2 models forget deletes such copies",
+            "licence": "that of the weights", "gigabytes": round(size / 1e9, 3), "state": "copy", "where": str(folder),
         }  # fmt: skip
 
 

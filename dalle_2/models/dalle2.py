@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.images import to_pils
+from dalle_2.models.allocation import freed_at_once
 from dalle_2.models.autoregressive_prior import AutoregressivePrior, TokenStep
 from dalle_2.models.candidates import best, scores
 from dalle_2.models.captions import Caption
@@ -425,16 +426,18 @@ class DALLe2(Parts):
         return self._finite(name, upsampler, draw)
 
     def _finite(self, name: str, model: nn.Module, draw: Draw) -> Tensor:
-        return finite(name, model, draw, self.device, self.dtype)
+        return finite(name, model, draw, self.device, self.dtype, lean=self.low_memory)
 
 
 @torch.no_grad()
-def finite(name: str, model: nn.Module, draw: Draw, device: torch.device, dtype: torch.dtype) -> Tensor:
+def finite(
+    name: str, model: nn.Module, draw: Draw, device: torch.device, dtype: torch.dtype, *, lean: bool = False
+) -> Tensor:
     """What one stage draws, in that dtype; once more in float32 if its numbers overflow there.
 
-    Raises Dalle2Error if they overflow in float32, too.
+    lean: with as little memory as can be. Raises Dalle2Error if they overflow in float32, too.
     """
-    with evaluating(model):
+    with evaluating(model), freed_at_once(lean):
         with at_work(model), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             x = draw()
         if not x.isfinite().all() and dtype != torch.float32:

@@ -1,5 +1,7 @@
 """The ADM/GLIDE U-Net: one network for the decoder and, with other settings, for the upsamplers."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -152,18 +154,19 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "b c h w"],
+        x: Float[Tensor, "b c h w"] | list[Float[Tensor, "b _ h w"]],
         embedding: Float[Tensor, "b e"],
         context: KeysValues | None,
         valid: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b c2 h2 w2"]:
-        x = self.residual(x, embedding)
+        """x: as a `ResidualBlock` takes it."""
+        h = self.residual(x, embedding)
         if self.attention is None:
-            return x
+            return h
         if valid is None:
-            return self.attention(x, context)
-        positions = valid.new_ones(len(x), x.shape[2] * x.shape[3])
-        return self.attention(x, context, torch.cat([valid, positions], dim=1)[:, None, None])
+            return self.attention(h, context)
+        positions = valid.new_ones(len(h), h.shape[2] * h.shape[3])
+        return self.attention(h, context, torch.cat([valid, positions], dim=1)[:, None, None])
 
 
 class Told(NamedTuple):
@@ -229,6 +232,7 @@ class DecoderUNet(nn.Module):
         self.norm_out = group_norm(width, config.groups)
         self.conv_out = zeroed(nn.Conv2d(width, folded * config.out_channels, 3, padding=1))
         self.carry = _carry(config) if config.carry else None
+        self.remakes = False  # the finest level's maps when they are joined again, rather than keeping them
 
     def forward(
         self,
@@ -249,27 +253,15 @@ class DecoderUNet(nn.Module):
         Raises UsageError for sides that aren't divisible by `config.factor`, and for other pictures than that.
         """
         self._check(x_t, {"low_res": low_res, "known": known})
-        added, contexts, seen = told or self.tell(z_img, states, valid)
-        embedding, context = F.silu(t_emb + added), iter(contexts)
+        told = told or self.tell(z_img, states, valid)
 
         pictures = [x_t] if low_res is None else [x_t, low_res]
         stacked = pictures if known is None else [*pictures, known]
         x = F.pixel_unshuffle(torch.cat(stacked, dim=1), self.config.patch)
         if self.z_map is not None and z_img is not None:
             x = torch.cat([x, self._mapped(self.z_map(z_img), x)], dim=1)
-        x = x.contiguous(memory_format=torch.channels_last)
-        skips = [x := self.conv_in(x)]
-        for layer in self.down:
-            x = layer(x, embedding, next(context), seen) if isinstance(layer, Block) else layer(x)
-            skips.append(x)
-        for layer in self.middle:
-            x = layer(x, embedding, next(context), seen)
-        for layer in self.up:
-            if isinstance(layer, Block):
-                x = x if layer.residual.resample else torch.cat([x, skips.pop()], dim=1)
-                x = layer(x, embedding, next(context), seen)
-            else:
-                x = layer(x)
+        folded = x.contiguous(memory_format=torch.channels_last)
+        x = self._gone_through(folded, F.silu(t_emb + told.embedding), told)
         x = self.conv_out(silu(self.norm_out(x)))
         x = F.pixel_shuffle(x, self.config.patch)
         if self.carry is not None:
@@ -277,6 +269,36 @@ class DecoderUNet(nn.Module):
             carried = (factors * torch.stack(pictures, dim=1)).sum(1)
             x = torch.cat([x[:, :3] + carried, x[:, 3:]], dim=1)
         return x
+
+    def _gone_through(
+        self, folded: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"], told: Told
+    ) -> Float[Tensor, "b c2 h w"]:
+        """Down and up again, from the first convolution to before the last."""
+        context = iter(told.context)
+
+        def bound(layer: nn.Module) -> Callable[..., Tensor]:
+            if not isinstance(layer, Block):
+                return layer
+            return partial(layer, embedding=embedding, context=next(context), valid=told.valid)
+
+        down: list[Callable[..., Tensor]] = [self.conv_in, *map(bound, self.down)]
+        x, skips = folded, list[Tensor | None]()
+        for through in down:
+            x = through(x)
+            finest = len(skips) <= self.config.blocks
+            skips.append(None if finest and self.remakes else x)
+        for through in map(bound, self.middle):
+            x = through(x)
+        maps = [x]  # what comes next, which nobody else holds
+        del x
+        for layer in self.up:
+            through = bound(layer)
+            if isinstance(layer, Block) and not layer.residual.resample:
+                skip = skips.pop()
+                maps.append(_remade(folded, down[: len(skips) + 1]) if skip is None else skip)
+                del skip
+            maps = [through(maps) if isinstance(layer, Block) else through(*maps)]
+        return maps.pop()
 
     def tell(
         self,
@@ -333,6 +355,12 @@ class DecoderUNet(nn.Module):
         side = self.config.z_map_side
         squares = rearrange(flat, "b (m h w) -> b m h w", h=side, w=side)
         return F.interpolate(squares, size=like.shape[-2:], mode="bilinear").to(like.dtype)
+
+
+def _remade(x: Tensor, layers: list[Callable[..., Tensor]]) -> Tensor:
+    for through in layers:
+        x = through(x)
+    return x
 
 
 def _resampling(width: int, config: DecoderUNetConfig, direction: Resample) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_2.errors import UsageError
+from dalle_2.models.allocation import freed_at_once
 from dalle_2.models.decoder import condition, require_eta
 from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
 from dalle_2.models.degradation import BSRSettings, degraded
@@ -237,7 +238,7 @@ class Upsampler(Diffusion):
         def denoise(x_t: Tensor, t: Tensor) -> Denoised:
             if (last := self._last_at(t)) is not None:
                 lay_down(self)  # so that one network at a time is in memory where that is wished
-            with at_work(last or self):
+            with at_work(last or self), freed_at_once(rows == 1):
                 return guided(x_t, t)
 
         return denoise

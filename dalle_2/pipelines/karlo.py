@@ -5,7 +5,7 @@ the projections of text and image embeddings are a part of their own, here they 
 the last step of super-resolution has a network of its own, here that is the upsampler's second one.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from math import log
 from pathlib import Path
@@ -31,15 +31,17 @@ from dalle_2.models.prior import Prior, PriorConfig
 from dalle_2.models.rest import Shelved, at_work, empty
 from dalle_2.models.stages import StageDefaults
 from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
+from dalle_2.paths import kept_weights
 from dalle_2.pipelines import karlo_settings as settings
 from dalle_2.pipelines.find import FOREIGN as INDEX
 from dalle_2.pipelines.karlo_types import checked
 from dalle_2.pipelines.manifest import sha256
 from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.weights.checkpoint import like, read_tensors
-from dalle_2.weights.foreign import check, converted
+from dalle_2.weights.foreign import check, converted, unchanged
 from dalle_2.weights.hf_clip import clip_pairs, convert_config, convert_tensors, without_constants
 from dalle_2.weights.karlo_names import TEXT, prior_pairs, text_pairs, time_pairs, unet_pairs
+from dalle_2.weights.kept import Form, kept
 from dalle_2.weights.layout import Pair
 
 S = TypeVar("S", bound=Settings)
@@ -134,8 +136,7 @@ class KarloParts:
 
     def encoder(self) -> CLIPEncoder:
         """Texts, and pictures where the folder has an image encoder, to raw embeddings."""
-        device = None if self.placement.low_memory else self.device
-        return CLIPEncoder(self.clip, tokenizer=self.tokenizer, device=device)
+        return CLIPEncoder(self.clip, tokenizer=self.tokenizer)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -152,7 +153,7 @@ class KarloParts:
                 depth = getattr(self.clip_config, name).depth
                 check(nn.ModuleDict({name: tower}), clip_pairs(depth, depth), self._tower(name), self.folder / folder)
                 part = Shelved(partial(getattr, model, name), partial(self._tower_weights, name))
-                _ = part.resting(self.device) if self.placement.low_memory else part()
+                part.resting(self.device, kept=not self.placement.low_memory)
         return model
 
     def _tower_weights(self, name: str, tower: nn.Module) -> dict[str, Tensor]:
@@ -218,8 +219,7 @@ class KarloParts:
     def prior_weights(self, model: Prior) -> dict[str, Tensor]:
         """Its weights."""
         further = {"null_text": self.null_text, **self._captions()}
-        pairs, mapped = self._prior_pairs(model.config), self.dtype == torch.float32
-        return self._converted(model, pairs, partial(self.tensors, "prior"), further, mapped=mapped)
+        return self._converted("prior", model, self._prior_pairs(model.config), further)
 
     def decoder(self) -> Decoder:
         """The decoder, with what the folder has beside it."""
@@ -230,17 +230,13 @@ class KarloParts:
         )  # fmt: skip
         config = _parsed(DecoderConfig, values, self.folder / "decoder")
         model = empty(partial(Decoder.from_config, config))
-        check(model, self._decoder_pairs(config.unet), self._decoder_tensors(), self.folder / "decoder")
+        check(model, self._decoder_pairs(config.unet), self.tensors("decoder"), self.folder / "decoder")
         return model
 
     def decoder_weights(self, model: Decoder) -> dict[str, Tensor]:
         """Its weights."""
         further = {"network.pool_text.weight": self._text()["projection.weight"], **self._captions()}
-        return self._converted(model, self._decoder_pairs(model.config.unet), self._decoder_tensors, further)
-
-    def _decoder_tensors(self) -> dict[str, Tensor]:
-        beside = {f"{TEXT}.{name}": value for name, value in self.tensors("text_proj").items()}
-        return self.tensors("decoder") | beside
+        return self._converted("decoder", model, self._decoder_pairs(model.config.unet), further)
 
     def upsampler(self) -> Upsampler:
         """Super-resolution, with the network of its last step, which rests by itself."""
@@ -254,6 +250,7 @@ class KarloParts:
             check(network, self._upsampler_pairs(part, config.unet), self.tensors(part), self.folder / part)
         read = partial(self._network_weights, "super_res_last", config.unet, dtype=torch.float32)
         Shelved(partial(getattr, model, "last"), read).resting(self.device, kept=not self.placement.low_memory)
+        networks["super_res_last"].network.remakes = self.placement.low_memory
         return model
 
     def upsampler_weights(self, model: Upsampler) -> dict[str, Tensor]:
@@ -263,21 +260,38 @@ class KarloParts:
     def _network_weights(
         self, part: str, unet: DecoderUNetConfig, network: nn.Module, dtype: torch.dtype | None = None
     ) -> dict[str, Tensor]:
-        pairs = self._upsampler_pairs(part, unet)
-        return self._converted(network, pairs, partial(self.tensors, part), dtype=dtype)
+        return self._converted(part, network, self._upsampler_pairs(part, unet), dtype=dtype)
 
     def _converted(
-        self, model: nn.Module, pairs: list[Pair], read: Callable[[], Mapping[str, Tensor]],
-        further: Mapping[str, Tensor] | None = None, *, dtype: torch.dtype | None = None, mapped: bool = False,
+        self, part: str, model: nn.Module, pairs: list[Pair], further: Mapping[str, Tensor] | None = None, *,
+        dtype: torch.dtype | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """A part's weights. Where nothing of the file is kept it is opened anew every so many tensors: the pages that
-        were read are this process's memory until it is closed."""
-        wanted = dtypes(model, dtype or self.dtype)
-        made = converted(model, [], {}, wanted, further, mapped=mapped)
-        at_once = len(pairs) if mapped else AT_ONCE
-        for first in range(0, len(pairs), at_once):
-            made |= converted(model, pairs[first : first + at_once], read(), wanted, mapped=mapped)
-        return made
+        """A part's weights: those that change in nothing mapped from its files, the others from a copy that is kept, or
+        in memory."""
+        dtype, own = dtype or self.dtype, model.state_dict()
+        wanted, on_cpu = dtypes(model, dtype), self.device.type == "cpu"
+        made = converted(model, [], {}, wanted, further, mapped=True)
+        pairs = [pair for pair in pairs if pair.ours in own]
+        as_they_lie = [pair for pair in pairs if wanted[pair.ours] == dtype]
+        lying = unchanged(as_they_lie, self.tensors(part), dtype, maps=on_cpu)
+        changed = [pair for pair in pairs if pair.ours not in lying]
+        pieces = partial(self._pieces, part, model, changed, wanted)
+        forms = {pair.ours: Form.of(own[pair.ours], wanted[pair.ours]) for pair in changed}
+        told = f"{part}-{str(dtype).removeprefix('torch.')}"
+        copy = kept(kept_weights(self.folder), told, self.files(part), forms, pieces) if on_cpu else None
+        if copy is None:
+            copy = {name: value for piece in pieces() for name, value in piece.items()}
+        return made | lying | copy
+
+    def _pieces(
+        self, part: str, model: nn.Module, pairs: Sequence[Pair], wanted: Mapping[str, torch.dtype]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Weights that change, one at a time. The file is opened anew every so many: the pages that were read are this
+        process's memory until it is closed."""
+        for first in range(0, len(pairs), AT_ONCE):
+            tensors = self.tensors(part)
+            for pair in pairs[first : first + AT_ONCE]:
+                yield converted(model, [pair], tensors, wanted, mapped=False)
 
     def _prior_pairs(self, config: PriorConfig) -> list[Pair]:
         return prior_pairs(config.depth)
@@ -300,12 +314,25 @@ class KarloParts:
         return checked(part, read_json(path), path)
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """A part's tensors, of one file or several, safetensors first. Raises CheckpointError."""
+        """A part's tensors, the decoder's with those of what lies beside it. Raises CheckpointError."""
+        beside = {}
+        if part == "decoder":
+            beside = {f"{TEXT}.{name}": value for name, value in self._read("text_proj").items()}
+        return self._read(part) | beside
+
+    def files(self, part: str) -> list[Path]:
+        """The files that `tensors` reads."""
+        return [*self._files(part), *(self._files("text_proj") if part == "decoder" else [])]
+
+    def _read(self, part: str) -> dict[str, Tensor]:
+        return {name: tensor for file in self._files(part) for name, tensor in read_tensors(file).items()}
+
+    def _files(self, part: str) -> list[Path]:
+        """One file or several, safetensors first."""
         found = next((path for name in WEIGHTS if (path := self.folder / part / name).is_file()), None)
         if found is None:
             raise CheckpointError(f"{self.folder / part} holds no weights: expected one of {', '.join(ONE_FILE)}")
-        files = [found.parent / name for name in parts_of(found)]
-        return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+        return [found.parent / name for name in parts_of(found)]
 
 
 def _first(model: Upsampler) -> nn.Module:

@@ -127,12 +127,15 @@ class OriginalParts(KarloParts):
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """A part's tensors, by their own names. Raises CheckpointError."""
-        if part == "text_proj":
-            return {}  # they lie in the decoder's file
         tensors = self._state("super_res" if part in PREFIXES else part)
         if part in PREFIXES:
             return {name: x for name, x in tensors.items() if name.startswith(PREFIXES[part])}
         return tensors | (self._statistics() if part == "prior" else {})
+
+    def files(self, part: str) -> list[Path]:
+        """The files that `tensors` reads."""
+        names = ("prior", "statistics") if part == "prior" else ("super_res" if part in PREFIXES else part,)
+        return [self.file(name) for name in names]
 
     def _state(self, name: str) -> dict[str, Tensor]:
         path = self.file(name)

@@ -60,6 +60,18 @@ def converted(
     return made
 
 
+def unchanged(
+    pairs: Iterable[Pair], tensors: Mapping[str, Tensor], dtype: torch.dtype, *, maps: bool
+) -> dict[str, Tensor]:
+    """Weights that are the file's own and can stay mapped, by our names: of one tensor each, in that dtype already.
+
+    maps: also those of convolutions, in the memory format that they have.
+    """
+    single = [(pair, tensors[pair.theirs[0]]) for pair in pairs if len(pair.theirs) == 1 and pair.to_ours is None]
+    made = {pair.ours: pair.joined([value]) for pair, value in single if value.dtype == dtype}
+    return {name: value for name, value in made.items() if maps or value.ndim != 4}
+
+
 def _shares(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 

@@ -1,11 +1,14 @@
 """The 3 x 3 convolution of residual blocks, which takes the shorter way where there is one."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dalle_2.models.layers.unrolled import unrolled
-from dalle_2.models.layers.winograd import winograd
+from dalle_2.models.layers.winograd import TILES, factors_of, products, winograd
 
 FEWEST_CHANNELS = 192  # with fewer the additions take what the multiplications save
 
@@ -24,7 +27,7 @@ class Conv3x3(nn.Conv2d):
             return super().forward(x)
         if height * width <= min(self.in_channels, self.out_channels):
             return unrolled(x, self.weight, self.bias)
-        if self._is_exact(x) and height % 2 == width % 2 == 0:
+        if _is_exact(x) and height % 2 == width % 2 == 0:
             return winograd(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -36,6 +39,17 @@ class Conv3x3(nn.Conv2d):
             and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         )
 
-    def _is_exact(self, x: Tensor) -> bool:
-        """Whether it is computed in float32; in fewer digits Winograd's sums lose too many."""
-        return x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    def inside(self, height: int, width: int) -> Callable[[Float[Tensor, "b c h2 w"]], Float[Tensor, "b c2 h w"]]:
+        """The convolution of strips of a large map in float32, each with a row more above and below.
+
+        height, width: of the whole map, in even numbers.
+        """
+        if min(self.in_channels, self.out_channels) < FEWEST_CHANNELS:
+            return lambda x: F.conv2d(x, self.weight, self.bias, padding=(0, 1))
+        factors = factors_of(self.weight, height * width // (4 * TILES))
+        return lambda x: products(x, factors, self.bias, inside=True)
+
+
+def _is_exact(x: Tensor) -> bool:
+    """Whether it is computed in float32; in fewer digits Winograd's sums lose too many."""
+    return x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

@@ -5,7 +5,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-M = TypeVar("M", nn.Conv2d, nn.Linear)
+M = TypeVar("M", bound=nn.Conv2d | nn.Linear)
 
 
 def zeroed(layer: M) -> M:

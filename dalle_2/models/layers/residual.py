@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_2.models.layers.init import zeroed
 from dalle_2.models.layers.conv3x3 import Conv3x3
+from dalle_2.models.layers.init import zeroed
+from dalle_2.models.layers.strips import Lines, add, convolved, pays
 
 
 def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
@@ -55,20 +56,41 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
+        self, x: Float[Tensor, "b c h w"] | list[Float[Tensor, "b _ h w"]], embedding: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b c2 h2 w2"]:
-        """`embedding` has already passed through SiLU: one activation serves every block."""
-        h = silu(self.norm_in(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = self.conv_in(h)
+        """x: one map, or a list of some whose channels are joined; the list is emptied, so that they can go.
+        `embedding` has already passed through SiLU: one activation serves every block."""
+        maps = x if isinstance(x, list) else [x]
+        lines = Lines(maps, doubled=self.resample is doubled)
+        if self.resample is not halved and not self.training and pays(maps[0], lines):
+            return self._in_strips(lines, embedding)
+        x = torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
+        maps.clear()
+        resample = self.resample or nn.Identity()
+        h = self.conv_in(resample(silu(self.norm_in(x))))
         shift = self.embed(embedding)[:, :, None, None]
         if self.scale_shift:
             scale, shift = shift.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
         else:
-            h = self.norm_out(h + shift)
-        return self.skip(x) + self.conv_out(self.dropout(silu(h)))
+            h = self.norm_out(added(h, shift))
+        return added(self.conv_out(self.dropout(silu(h))), self.skip(resample(x)))
+
+    def _in_strips(self, lines: Lines, embedding: Tensor) -> Tensor:
+        """The same without maps of full size in between."""
+        h = convolved(lines, self.norm_in, self.conv_in)
+        shift = self.embed(embedding)
+        scale, shift = shift.chunk(2, dim=1) if self.scale_shift else (None, shift)
+        made = convolved(Lines([h]), self.norm_out, self.conv_out, scale, shift)
+        add(made, lines, self.skip)
+        return made
+
+
+def added(fresh: Float[Tensor, "b c h w"], other: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b c h w"]:
+    """A sum, in the place of what nobody else looks at where there are no gradients and its dtype holds it."""
+    if torch.is_grad_enabled() or torch.result_type(fresh, other) != fresh.dtype:
+        return fresh + other
+    return fresh.add_(other)
 
 
 def silu(fresh: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

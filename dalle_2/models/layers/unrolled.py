@@ -1,4 +1,4 @@
-"""A 3 x 3 convolution as one matrix product (Chellapilla et al. 2006, "High performance convolutional neural networks").
+"""A convolution as one matrix product (Chellapilla et al. 2006, "High performance convolutional neural networks").
 
 On a map with fewer positions than channels nearly all the time goes into reading the weights. PyTorch's convolutions
 bring them into an order of their own first, at each call; a matrix product reads them once, where they lie.

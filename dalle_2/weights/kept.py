@@ -1,0 +1,170 @@
+"""Weights that were changed to be computed with, kept in a file to be mapped, so that they are no memory of our own.
+
+A copy is a cache: made when first wanted, named by what it was made of, and made anew where it doesn't fit. The
+weights of convolutions lie in it channels last, the order in which they are computed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dalle_2.paths import atomic_path, kept_weights
+
+LEAST_BYTES = 64 * 2**20  # a smaller part is as well off in memory
+SWITCH = "DALLE2_KEEP_WEIGHTS"  # in the environment; 0 keeps none
+LAYOUT = 1  # raised with every change of how a copy is written
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+FILES = "*.safetensors"
+FORGOTTEN = 24 * 3600  # seconds after which what an interrupted run has left is removed
+
+
+class Form(NamedTuple):
+    """What a weight is to be. last: channels last."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    last: bool
+
+    @classmethod
+    def of(cls, own: Tensor, dtype: torch.dtype) -> "Form":
+        """That of a module's own, which may lie on the meta device, in another dtype."""
+        last = own.ndim == 4 and own.is_contiguous(memory_format=torch.channels_last)
+        return cls(tuple(own.shape), dtype, last)
+
+    @property
+    def stored(self) -> list[int]:
+        """The shape that it has in the file."""
+        return [self.shape[at] for at in (0, 2, 3, 1)] if self.last else list(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+Pieces = Callable[[], Iterable[Mapping[str, Tensor]]]
+
+
+def kept(
+    folder: Path, part: str, sources: Sequence[Path], forms: Mapping[str, Form], made: Pieces
+) -> dict[str, Tensor] | None:
+    """The weights of a part, mapped, from the copy in `folder`; one is written first where there is none.
+
+    sources: the files that they are made of. made: some of them at a time, in any memory format.
+
+    None where a copy isn't worth its room, isn't wished (SWITCH), or can't be written: little of it, a disk with too
+    little room, a folder that is read only.
+    """
+    size = sum(form.bytes for form in forms.values())
+    if size < LEAST_BYTES or os.environ.get(SWITCH) == "0":
+        return None
+    path = folder / f"{part}-{_key(sources, forms)}.safetensors"
+    if (found := _mapped(path, forms)) is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder, part, path)
+        if shutil.disk_usage(folder).free < 2 * size:
+            return None
+        return _written(path, forms, made())
+    except OSError:
+        return None
+
+
+def copies() -> dict[Path, int]:
+    """The folders of copies that there are, and how many bytes each holds."""
+    folders = sorted(path for path in kept_weights().glob("*") if path.is_dir())
+    return {folder: sum(file.stat().st_size for file in folder.glob(FILES)) for folder in folders}
+
+
+def forget() -> int:
+    """Removes all copies, also what interrupted runs have left. How many bytes that were."""
+    known = copies()
+    for folder in known:
+        for file in folder.glob(FILES):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # something lies there that is none of ours
+            folder.rmdir()
+    return sum(known.values())
+
+
+def _key(sources: Sequence[Path], forms: Mapping[str, Form]) -> str:
+    """A name for what the copy is made of: other files, or the same changed, have another."""
+    known = [(path.resolve(), path.stat()) for path in sources]
+    files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in known]
+    told = json.dumps([LAYOUT, files, sorted((name, str(form)) for name, form in forms.items())])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _mapped(path: Path, forms: Mapping[str, Form]) -> dict[str, Tensor] | None:
+    """What lies there, None where it isn't whole or isn't what is wanted."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except (OSError, SafetensorError):
+        return None
+    fits = stored.keys() == forms.keys() and all(
+        (list(value.shape), value.dtype) == (forms[name].stored, forms[name].dtype) for name, value in stored.items()
+    )
+    return {name: x.permute(0, 3, 1, 2) if forms[name].last else x for name, x in stored.items()} if fits else None
+
+
+def _written(path: Path, forms: Mapping[str, Form], pieces: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor] | None:
+    """Writes the copy and maps it; it takes its name once it is safe on the disk, which is not waited for."""
+    with ExitStack() as stack:
+        temporary = stack.enter_context(atomic_path(path))
+        header, places = _laid_out(forms)
+        with temporary.open("wb") as file:
+            file.write(header)
+            for piece in pieces:
+                for name, value in piece.items():
+                    file.seek(places[name])
+                    file.write(_bytes(value, forms[name]))
+        found = _mapped(temporary, forms)
+        settling = stack.pop_all()
+    Thread(target=_settle, args=[settling], name=f"settle {path.name}").start()
+    return found
+
+
+def _settle(settling: ExitStack) -> None:
+    with suppress(OSError):
+        settling.close()
+
+
+def _laid_out(forms: Mapping[str, Form]) -> tuple[bytes, dict[str, int]]:
+    """The header of a safetensors file, and where each tensor begins; the widest numbers come first, to be aligned."""
+    entries, places, end = {}, {}, 0
+    for name, form in sorted(forms.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        places[name] = end
+        end += form.bytes
+        entries[name] = {"dtype": NAMES[form.dtype], "shape": form.stored, "data_offsets": [places[name], end]}
+    told = json.dumps(entries).encode()
+    told += b" " * (-(len(told) + 8) % 64)
+    return struct.pack("<Q", len(told)) + told, {name: 8 + len(told) + place for name, place in places.items()}
+
+
+def _bytes(value: Tensor, form: Form) -> Any:
+    value = value.detach().to(form.dtype)
+    value = value.permute(0, 2, 3, 1) if form.last else value
+    return value.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _clear(folder: Path, part: str, path: Path) -> None:
+    """Removes copies of the part that were made of other files, and what interrupted runs have left."""
+    dated = [other for other in folder.glob(f"{part}-*.safetensors") if other != path]
+    left = [other for other in folder.glob(f".{part}-*.safetensors") if time.time() - other.stat().st_mtime > FORGOTTEN]
+    for other in (*dated, *left):
+        with suppress(OSError):
+            os.unlink(other)
