@@ -499,6 +499,15 @@ def test_karlo_becomes_a_folder_of_ours_and_goes_back(karlo: Path, tmp_path: Pat
     assert torch.equal(drawn("theirs"), drawn(karlo))
 
 
+def test_the_last_step_is_written_in_float32_whatever_the_others_are(karlo: Path, tmp_path: Path) -> None:
+    assert main(["models", "convert", str(karlo), "half", "--dtype", "bf16"]) == 0
+    [path] = (tmp_path / "half").glob("upsampler-*.safetensors")
+    kinds = {(name.startswith("last."), tensor.dtype) for name, tensor in load_file(path).items()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    given = load_file(next((karlo / "super_res_last").glob("*.safetensors")))["conv_in.weight"]
+    assert torch.equal(load_file(path)["last.network.conv_in.weight"], given)
+
+
 def test_weights_are_written_in_the_dtype_that_was_asked_for(micro_pipeline: Path, tmp_path: Path) -> None:
     assert main(["models", "convert", str(micro_pipeline), "half", "--dtype", "bf16"]) == 0
     kinds = {tensor.dtype for tensor in load_file(tmp_path / "half" / "decoder.safetensors").values()}

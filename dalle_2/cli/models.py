@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from dalle_2 import copies as kept
 from dalle_2 import hub
 from dalle_2.cached import begun, cached
 from dalle_2.cli.consent import ask, ask_first, show
@@ -100,9 +101,7 @@ def convert(
 @app.command()
 def forget() -> None:
     """Delete the copies of weights in another dtype that were kept. They are made again when they are wanted."""
-    from dalle_2.weights.kept import forget as forget_copies
-
-    typer.echo(f"{forget_copies() / 1e9:.1f} GB deleted")
+    typer.echo(f"{kept.forget() / 1e9:.1f} GB deleted")
 
 
 def _here() -> Iterator[dict[str, Any]]:
@@ -140,9 +139,7 @@ def _published() -> Iterator[dict[str, Any]]:
 
 def _copies() -> Iterator[dict[str, Any]]:
     """Weights that were changed for this machine and kept."""
-    from dalle_2.weights.kept import copies
-
-    for folder, size in copies().items():
+    for folder, size in kept.copies().items():
         yield {
             "name": folder.name, "does": "weights as they are computed with; dalle2 models forget deletes such copies",
             "licence": "that of the weights", "gigabytes": round(size / 1e9, 3), "state": "copy", "where": str(folder),

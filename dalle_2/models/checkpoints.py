@@ -52,7 +52,8 @@ def save_model(
     provenance: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes a model with its settings, atomically; `dtype` is for floating-point tensors only.
+    """Writes a model with its settings, atomically; `dtype` is for floating-point tensors only, and not for those of
+    modules that are `stored_exactly`.
 
     provenance: plain JSON values about its origin; by default what came with it when it was loaded.
 
@@ -63,7 +64,13 @@ def save_model(
         raise UsageError(f"a {type(model).__name__} can't be stored: it has no kind and no config")
     settings = model.config.model_dump(mode="json")
     origin = getattr(model, "provenance", None) if provenance is None else provenance
-    save_checkpoint(path, model.kind, settings, model.state_dict(), origin, dtype)
+    exact = {
+        f"{home}.{name}"
+        for home, module in model.named_modules()
+        if getattr(module, "stored_exactly", False)
+        for name in module.state_dict()
+    }
+    save_checkpoint(path, model.kind, settings, model.state_dict(), origin, dtype, exact)
 
 
 def load_model(path: str | Path, kind: str | None = None) -> nn.Module:

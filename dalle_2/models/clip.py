@@ -23,6 +23,7 @@ from dalle_2.models.layers.init import normal
 from dalle_2.models.layers.side_tasks import SideTasks
 from dalle_2.models.layers.stem import conv_stem, patch_stem
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer, TowerConfig, transformer_of
+from dalle_2.models.rest import at_work
 
 # Brings all losses to the same order: a caption's phrases cost a hundred nats, a thumbnail a tenth.
 SIDE_WEIGHTS = {"phrases_image": 0.025, "phrases_text": 0.025, "thumbnail": 20.0, "thumbnail_text": 10.0}
@@ -170,11 +171,13 @@ class CLIP(nn.Module):
             raise UsageError(
                 f"got pictures of {x.shape[-1]} px, this CLIP reads {self.image_size} px: resize them first"
             )
-        return self.centre_image(self.vision(x).float())
+        with at_work(self.vision):
+            return self.centre_image(self.vision(x).float())
 
     def encode_text(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         """Raw embeddings of token rows. Raises UsageError for rows longer than the context."""
-        return self.centre_text(self.text(self.text.trimmed(tokens)).float())
+        with at_work(self.text):
+            return self.centre_text(self.text(self.text.trimmed(tokens)).float())
 
     def text_states(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l w"]:
         """The text tower's last hidden states, after the final norm, one a token."""

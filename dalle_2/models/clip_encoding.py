@@ -15,7 +15,7 @@ from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_loading import Loaded, TextToTokens, load_clip
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.modes import evaluating
-from dalle_2.models.rest import at_work
+from dalle_2.models.rest import at_work, whole
 from dalle_2.published import DEFAULT_CLIP
 from dalle_2.text.tokenizer import Tokenizer
 
@@ -76,7 +76,7 @@ class CLIPEncoder:
 
     def to(self, device: torch.device | str) -> "CLIPEncoder":
         """Moves the model, and returns this encoder."""
-        self.model.to(device)
+        whole(self.model).to(device)
         return self
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:

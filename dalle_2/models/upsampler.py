@@ -369,7 +369,7 @@ class LastStep(nn.Module):
     It computes in float32 whatever the other steps do: nothing after it smooths its rounding.
     """
 
-    in_float32 = True
+    in_float32 = stored_exactly = True
 
     def __init__(self, config: UpsamplerConfig) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.fit import Encoder
 from dalle_2.models.parts import ALTERNATIVES, PRIORS, check_whole
 from dalle_2.models.placement import Placement
-from dalle_2.models.rest import Shelved
+from dalle_2.models.rest import Shelved, whole
 from dalle_2.models.stages import StageDefaults, named
 from dalle_2.paths import atomic_write_text
 from dalle_2.pipelines.card import default_card
@@ -168,7 +168,7 @@ def _write_clip(encoder: Encoder, clip: str | None, folder: Path, dtype: torch.d
     path = folder / "tokenizer.json"
     encoder.tokenizer.save(path)
     tokenizer = Part(file=path.name, kind="tokenizer", sha256=sha256(path))
-    return {"clip": _write_model(encoder.model, folder / "clip.safetensors", dtype), "tokenizer": tokenizer}
+    return {"clip": _write_model(whole(encoder.model), folder / "clip.safetensors", dtype), "tokenizer": tokenizer}
 
 
 def _write_model(model: nn.Module, path: Path, dtype: torch.dtype | None) -> Part:
@@ -188,13 +188,13 @@ def _source(folder: Path, manifest: Manifest, role: str) -> Shelved:
     part = manifest.parts[role]
     # A pipeline may have an autoregressive prior alone.
     kind = part.kind if role == "prior" and part.kind in PRIORS else ALTERNATIVES.get(role, role.partition("-")[0])
-    whole = shelved(folder / str(part.file), kind)
+    stored = shelved(folder / str(part.file), kind)
 
     def verified() -> nn.Module:
         _verified(folder, part)
-        return whole.build()
+        return stored.build()
 
-    return Shelved(verified, whole.weights)
+    return Shelved(verified, stored.weights)
 
 
 def _load_part(folder: Path, part: Part, kind: str) -> nn.Module:

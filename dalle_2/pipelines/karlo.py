@@ -147,7 +147,8 @@ class KarloParts:
     def clip(self) -> CLIP:
         """Both towers, or the one for texts."""
         model = empty(lambda: CLIP(self.clip_config)).eval().requires_grad_(False)
-        model.log_scale = nn.Parameter(torch.tensor(log(self.clip_config.logit_scale)), requires_grad=False)
+        scale = torch.tensor(log(self.clip_config.logit_scale), device=self.device)
+        model.log_scale = nn.Parameter(scale, requires_grad=False)
         for name, folder in TOWERS.items():
             if (tower := getattr(model, name)) is not None:
                 depth = getattr(self.clip_config, name).depth

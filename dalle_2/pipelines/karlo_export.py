@@ -18,6 +18,7 @@ from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.decoder import Decoder
 from dalle_2.models.parts import check_whole
 from dalle_2.models.prior import Prior
+from dalle_2.models.rest import whole
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.paths import atomic_path, atomic_write_text, holds_something
 from dalle_2.pipelines import karlo_settings as settings
@@ -87,7 +88,7 @@ def _shaped(pipeline: DALLe2) -> Shaped:
         and (unet.pooled_dim and unet.norm_text and decoder.draft is None)
         and (len(upsamplers) == 1 and upsamplers[0].last is not None)
     ):
-        return Shaped(model, tokenizer, prior, decoder, upsamplers[0])
+        return Shaped(whole(model), tokenizer, prior, decoder, upsamplers[0])
     raise UsageError(
         "this pipeline doesn't have Karlo's shape, a prior and a decoder that read CLIP's text states and one "
         "upsampler with a network for its last step: diffusers has no place for it"
@@ -106,9 +107,9 @@ def _tensors(shaped: Shaped) -> Iterator[tuple[str, dict[str, Tensor]]]:
         *unet_pairs("network", len(unet.multiples), unet.blocks, unet.attention, unet.middle_attention),
         *text_pairs("network", unet.context_tokens, unet.context_width),
     ]
-    whole = to_theirs(pairs, shaped.decoder.state_dict())
-    beside = {name.removeprefix(f"{TEXT}."): whole.pop(name) for name in list(whole) if name.startswith(f"{TEXT}.")}
-    yield "decoder", whole
+    made = to_theirs(pairs, shaped.decoder.state_dict())
+    beside = {name.removeprefix(f"{TEXT}."): made.pop(name) for name in list(made) if name.startswith(f"{TEXT}.")}
+    yield "decoder", made
     yield "text_proj", beside
 
     unet, state = large.config.unet, large.state_dict()

@@ -9,7 +9,7 @@ import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,17 @@ def save_checkpoint(
     tensors: Mapping[str, Tensor],
     provenance: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    exact: Collection[str] = (),
 ) -> None:
     """Writes a checkpoint in the format that the suffix names; `dtype` is for floating-point tensors only.
+
+    exact: names of tensors that keep their own.
 
     Raises UsageError for another suffix, CheckpointError if it can't be written; an older file stays whole.
     """
     path = Path(path)
     _check_suffix(path, (*SAFETENSORS, *PICKLED[:2]))
-    plain = {name: _plain(tensor, dtype) for name, tensor in tensors.items()}
+    plain = {name: _plain(tensor, None if name in exact else dtype) for name, tensor in tensors.items()}
     checkpoint = Checkpoint(kind, dict(config), plain, dict(provenance or {}))
     write = _write_safetensors if path.suffix in SAFETENSORS else _write_pickled
     try:

@@ -20,13 +20,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dalle_2.paths import atomic_path, kept_weights
+from dalle_2.copies import wished
+from dalle_2.paths import atomic_path
 
 LEAST_BYTES = 64 * 2**20  # a smaller part is as well off in memory
-SWITCH = "DALLE2_KEEP_WEIGHTS"  # in the environment; 0 keeps none
 LAYOUT = 1  # raised with every change of how a copy is written
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-FILES = "*.safetensors"
 FORGOTTEN = 24 * 3600  # seconds after which what an interrupted run has left is removed
 
 
@@ -64,11 +63,11 @@ def kept(
 
     sources: the files that they are made of. made: some of them at a time, in any memory format.
 
-    None where a copy isn't worth its room, isn't wished (SWITCH), or can't be written: little of it, a disk with too
+    None where a copy isn't worth its room, isn't wished, or can't be written: little of it, a disk with too
     little room, a folder that is read only.
     """
     size = sum(form.bytes for form in forms.values())
-    if size < LEAST_BYTES or os.environ.get(SWITCH) == "0":
+    if size < LEAST_BYTES or not wished():
         return None
     path = folder / f"{part}-{_key(sources, forms)}.safetensors"
     if (found := _mapped(path, forms)) is not None:
@@ -81,23 +80,6 @@ def kept(
         return _written(path, forms, made())
     except OSError:
         return None
-
-
-def copies() -> dict[Path, int]:
-    """The folders of copies that there are, and how many bytes each holds."""
-    folders = sorted(path for path in kept_weights().glob("*") if path.is_dir())
-    return {folder: sum(file.stat().st_size for file in folder.glob(FILES)) for folder in folders}
-
-
-def forget() -> int:
-    """Removes all copies, also what interrupted runs have left. How many bytes that were."""
-    known = copies()
-    for folder in known:
-        for file in folder.glob(FILES):
-            file.unlink(missing_ok=True)
-        with suppress(OSError):  # something lies there that is none of ours
-            folder.rmdir()
-    return sum(known.values())
 
 
 def _key(sources: Sequence[Path], forms: Mapping[str, Form]) -> str:
