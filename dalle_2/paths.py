@@ -87,12 +87,17 @@ def hub_cache() -> Path:
 
 
 def kept_weights(folder: Path | None = None) -> Path:
-    """Where copies of weights in another dtype are kept: all of them, or those of one folder's weights."""
+    """Where copies of changed weights are kept: all of them, or those of one folder's weights.
+
+    What the hub's cache has of one repository has one place, so that newer copies replace older ones. Raises
+    RuntimeError where nobody's home is known.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dalle_2" / "weights"
     if folder is None:
         return home
-    place = os.path.realpath(folder)
-    return home / f"{os.path.basename(place)}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+    place = Path(os.path.realpath(folder))
+    place = place.parents[1] if place.parent.name == "snapshots" else place
+    return home / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
 
 
 def accepted_licences() -> Path:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dalle_2.cli.main import main
-from dalle_2.copies import SWITCH
+from dalle_2.copies import SWITCH, none_kept, place
 from dalle_2.models.allocation import _glibc
 from dalle_2.paths import kept_weights
 from dalle_2.weights import kept
@@ -43,8 +43,8 @@ class Rig:
         yield {"wide": self.weights["wide"]}
         yield {"conv": self.weights["conv"], "norm": self.weights["norm"]}
 
-    def kept(self) -> dict[str, Tensor] | None:
-        found = kept.kept(self.folder, "prior-bfloat16", [self.source], self.forms, self.pieces)
+    def kept(self, settings: str = "") -> dict[str, Tensor] | None:
+        found = kept.kept(self.folder, "prior-bfloat16", [self.source], self.forms, self.pieces, settings)
         for thread in threading.enumerate():
             if thread.name.startswith("settle "):
                 thread.join()
@@ -101,6 +101,25 @@ def test_other_sources_have_a_copy_of_their_own_and_the_older_one_goes(rig: Rig)
     assert rig.files() != older
 
 
+def test_other_settings_have_a_copy_of_their_own(rig: Rig) -> None:
+    rig.kept()
+    older = rig.files()
+    assert rig.kept("heads of 64")
+    assert rig.files() != older
+    assert rig.kept()
+    assert rig.made == 3
+    assert rig.files() == older
+
+
+def test_where_no_thread_can_begin_the_copy_is_settled_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(kept.Thread, "start", refuse)
+    assert fits(rig, rig.kept())
+    assert len(rig.files()) == 1
+
+
 def test_another_dtype_is_kept_beside_it(rig: Rig) -> None:
     rig.kept()
     forms = {name: form._replace(dtype=torch.float16) for name, form in rig.forms.items()}
@@ -141,7 +160,10 @@ def test_where_a_copy_can_not_be_there_is_none_and_nothing_is_left(rig: Rig, mon
         assert rig.kept() is None
     with monkeypatch.context() as changed:
         changed.setenv(SWITCH, "0")
-        assert rig.kept() is None
+        assert place(rig.source) is None
+    with none_kept():
+        assert place(rig.source) is None
+    assert place(rig.source) is not None
     assert not rig.folder.exists()
     with monkeypatch.context() as changed:
         changed.setattr(kept.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
@@ -157,9 +179,17 @@ def test_where_a_copy_can_not_be_there_is_none_and_nothing_is_left(rig: Rig, mon
 
 
 def test_an_error_in_what_it_is_made_of_is_the_caller_s(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rig, "pieces", lambda: iter([{"wide": rig.weights["wide"]}, 1 / 0]))
+    seen: list[list[Path]] = []
+
+    def pieces() -> Iterator[Mapping[str, Tensor]]:
+        yield {"wide": rig.weights["wide"]}
+        seen.append(rig.files())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(rig, "pieces", pieces)
     with pytest.raises(ZeroDivisionError):
         rig.kept()
+    assert len(seen[0]) == 1
     assert rig.files() == []
 
 
@@ -171,11 +201,24 @@ def test_copies_are_listed_and_forgotten(
     rig.kept()
     assert main(["models"]) == 0
     assert str(rig.folder) in capsys.readouterr().out
-    (rig.folder / "mine.txt").touch()
+    (rig.folder / "mine.safetensors").touch()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / rig.files()[-1].name).touch()
+    (kept_weights() / "link").symlink_to(elsewhere)
     assert main(["models", "forget"]) == 0
     assert capsys.readouterr().out == "0.0 GB deleted\n"
-    assert [path.name for path in rig.files()] == ["mine.txt"]
+    assert [path.name for path in rig.files()] == ["mine.safetensors"]
+    assert len(list(elsewhere.iterdir())) == 1
     assert main(["models", "forget"]) == 0
+
+
+def test_revisions_of_the_hub_have_one_place(tmp_path: Path) -> None:
+    revisions = [tmp_path / "models--a--b" / "snapshots" / name for name in ("1", "2")]
+    first, second = map(kept_weights, revisions)
+    assert first == second
+    assert first.name.startswith("models--a--b-")
+    assert kept_weights(tmp_path) != kept_weights(tmp_path / "other")
 
 
 GIVEN_BACK = """

@@ -16,6 +16,7 @@ import dalle_2
 from dalle_2 import DALLe2
 from dalle_2.cli.main import main
 from dalle_2.errors import CheckpointError, UsageError
+from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.decoder_unet import DecoderUNet
 from dalle_2.models.prior_transformer import PriorTransformer
 from dalle_2.models.rest import at_work, resting, whole, widened
@@ -81,6 +82,19 @@ def test_a_stage_is_read_when_it_begins_and_then_kept(folder: Path) -> None:
     assert torch.equal(pipeline.generate(PROMPTS, STEPS, seeds=1), drawn)
     for name, part in pipeline.stages().items():
         assert all(value.data_ptr() == kept[name][key].data_ptr() for key, value in part.state_dict().items())
+
+
+def test_clip_s_towers_are_read_by_whoever_uses_or_moves_them(folder: Path) -> None:
+    first, second, third = (load(folder) for _ in range(3))
+    encoders: list[Any] = [pipeline.clip_encoder for pipeline in (first, second, third)]
+    model = encoders[0].model
+    assert model.vision.positions.is_meta
+    seen = model.encode_image(torch.zeros(1, 3, model.image_size, model.image_size))
+    assert seen.isfinite().all()
+    assert not model.vision.positions.is_meta
+    assert not any(value.is_meta for value in encoders[1].to("cpu").model.state_dict().values())
+    narrow = CLIPEncoder(encoders[2].model, tokenizer=encoders[2].tokenizer, dtype=torch.bfloat16)
+    assert {value.dtype for value in narrow.model.state_dict().values()} == {torch.bfloat16}
 
 
 def test_who_asks_for_a_part_has_it_with_its_weights(folder: Path) -> None:

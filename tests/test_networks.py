@@ -1,6 +1,8 @@
 """The networks: what they see, what they are asked, and that their shapes are right."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -233,6 +235,27 @@ def test_pictures_that_do_not_fit_the_unet_are_refused() -> None:
         unet(low_res_channels=3)(noise(1, 3, 8, 8), noise(1, DIM), noise(1, 16))
     with pytest.raises(ConfigError, match="image_size 10 must be divisible by 4"):
         parse(DecoderConfig, {"image_size": 10, "unet": UNET | {"patch": 2}})
+
+
+COMPILED = """
+import torch
+from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
+
+torch.set_grad_enabled(False)
+settings = DecoderUNetConfig(
+    channels=8, multiples=(1, 2), blocks=1, attention=(1,), head_channels=4, z_dim=5, t_dim=6, resample="residual"
+)
+network = DecoderUNet(settings).eval()
+given = torch.randn(1, 3, 16, 16), torch.randn(1, 5), torch.randn(1, 6)
+compiled = torch.compile(network, backend="eager", fullgraph=True)
+print(torch.allclose(compiled(*given), network(*given), atol=1e-6))
+"""
+
+
+def test_a_compiler_sees_the_unet_as_one_graph() -> None:
+    """In a process where nothing checks types at each call."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr[-2000:]
 
 
 def test_levels_joined_by_residual_blocks_halve_and_double_inside_them() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_2.models.layers.winograd import winograd
+from dalle_2.models.layers import winograd
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -25,11 +25,19 @@ def test_it_is_the_convolution(
     weight = weight.contiguous(memory_format=layout)
     bias = drawn(outputs, seed=2) if biased else None
     exact = F.conv2d(x.double(), weight.double(), bias.double() if biased else None, padding=1)  # type: ignore[union-attr]
-    assert (winograd(x, weight, bias) - exact).abs().max() / exact.abs().max() < 2e-6
+    assert (winograd.winograd(x, weight, bias) - exact).abs().max() / exact.abs().max() < 2e-6
+
+
+def test_large_weights_are_converted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = drawn(2, 8, 6, 6), drawn(7, 8, 3, 3, seed=1), drawn(7, seed=2)
+    at_once = [winograd.winograd(x, weight, given) for given in (bias, None)]
+    monkeypatch.setattr(winograd, "MOST", 16 * 8 * 3)
+    for given, wanted in zip((bias, None), at_once, strict=True):
+        assert torch.allclose(winograd.winograd(x, weight, given), wanted, atol=1e-5)
 
 
 def test_a_picture_does_not_hang_on_its_batch() -> None:
     x, weight = drawn(3, 8, 12, 12).contiguous(memory_format=torch.channels_last), drawn(8, 8, 3, 3, seed=1)
-    together = winograd(x, weight, None)
+    together = winograd.winograd(x, weight, None)
     assert together.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(together[1:2], winograd(x[1:2], weight, None))
+    assert torch.equal(together[1:2], winograd.winograd(x[1:2], weight, None))

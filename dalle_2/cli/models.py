@@ -100,7 +100,7 @@ def convert(
 
 @app.command()
 def forget() -> None:
-    """Delete the copies of weights in another dtype that were kept. They are made again when they are wanted."""
+    """Delete the copies of weights that were kept as they are computed with. They are made again when wanted."""
     typer.echo(f"{kept.forget() / 1e9:.1f} GB deleted")
 
 

@@ -2,10 +2,11 @@
 
 glibc keeps freed blocks of some megabytes to use them again. Where sizes differ much they fit together badly, and as
 much again is lost between them. Where memory matters more than time it is told to give them back at once. Other C
-libraries are left alone.
+libraries, and a glibc that the environment has told something else, are left alone.
 """
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -25,7 +26,7 @@ _inside = [0]  # how many are, in all threads
 def freed_at_once(wished: bool = True) -> Iterator[None]:
     """Inside, if `wished`, freed memory is given back at once, beginning with what has been kept."""
     library = _glibc()
-    if library is None or not wished:
+    if library is None or not wished or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         yield
         return
     with _lock:

@@ -51,7 +51,8 @@ class CLIPEncoder:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         loaded = _loaded(DEFAULT_CLIP if model is None else model, tokenizer)
         _check_fit(loaded)
-        self.model = loaded.model.to(device=device, dtype=dtype)
+        moves = device is not None or dtype is not None
+        self.model = whole(loaded.model).to(device=device, dtype=dtype) if moves else loaded.model
         self.tokenizer = loaded.tokenizer
         self.batch_size = batch_size
         self.space = EmbeddingSpace(

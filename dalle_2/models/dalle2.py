@@ -437,7 +437,7 @@ def finite(
 
     lean: with as little memory as can be. Raises Dalle2Error if they overflow in float32, too.
     """
-    with evaluating(model), freed_at_once(lean):
+    with evaluating(model), freed_at_once(lean and device.type == "cpu"):
         with at_work(model), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             x = draw()
         if not x.isfinite().all() and dtype != torch.float32:

@@ -282,7 +282,8 @@ class DecoderUNet(nn.Module):
             return partial(layer, embedding=embedding, context=next(context), valid=told.valid)
 
         down: list[Callable[..., Tensor]] = [self.conv_in, *map(bound, self.down)]
-        x, skips = folded, list[Tensor | None]()
+        skips: list[Tensor | None] = []
+        x = folded
         for through in down:
             x = through(x)
             finest = len(skips) <= self.config.blocks

@@ -238,7 +238,7 @@ class Upsampler(Diffusion):
         def denoise(x_t: Tensor, t: Tensor) -> Denoised:
             if (last := self._last_at(t)) is not None:
                 lay_down(self)  # so that one network at a time is in memory where that is wished
-            with at_work(last or self), freed_at_once(rows == 1):
+            with at_work(last or self), freed_at_once(rows == 1 and self.device.type == "cpu"):
                 return guided(x_t, t)
 
         return denoise

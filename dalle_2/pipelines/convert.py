@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 
+from dalle_2.copies import none_kept
 from dalle_2.errors import UsageError
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.placement import Placement
@@ -31,7 +32,13 @@ def convert(
     """
     if holds_something(target):
         raise UsageError(f"{target} is there already and not empty: choose another folder to convert to")
-    folder = find_pipeline(source)
+    with none_kept():
+        return _converted(find_pipeline(source), source, target, to, dtype, clip)
+
+
+def _converted(
+    folder: Path, source: str, target: Path, to: Layout, dtype: torch.dtype, clip: str | None
+) -> Path:
     pipeline = _loaded(folder, clip)
     if to == "diffusers":
         return export_karlo(pipeline, target, dtype=dtype)

@@ -5,6 +5,7 @@ the projections of text and image embeddings are a part of their own, here they 
 the last step of super-resolution has a network of its own, here that is the upsampler's second one.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from math import log
@@ -15,8 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dalle_2 import __version__
 from dalle_2.cached import parts_of
 from dalle_2.config import Settings, parse
+from dalle_2.copies import place
 from dalle_2.errors import CheckpointError, ConfigError
 from dalle_2.json_file import read_object
 from dalle_2.models.clip import CLIP, CLIPConfig
@@ -28,10 +31,9 @@ from dalle_2.models.islands import dtypes
 from dalle_2.models.layers.text_transformer import TextConfig
 from dalle_2.models.placement import Placement, choose_device, choose_dtype
 from dalle_2.models.prior import Prior, PriorConfig
-from dalle_2.models.rest import Shelved, at_work, empty
+from dalle_2.models.rest import Shelved, at_work, empty, whole
 from dalle_2.models.stages import StageDefaults
 from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
-from dalle_2.paths import kept_weights
 from dalle_2.pipelines import karlo_settings as settings
 from dalle_2.pipelines.find import FOREIGN as INDEX
 from dalle_2.pipelines.karlo_types import checked
@@ -168,7 +170,7 @@ class KarloParts:
 
     def _text(self) -> dict[str, Tensor]:
         """The text encoder's weights: those that it has, so that they are shared, else the files'."""
-        tower = self.clip.text
+        tower = whole(self.clip.text)
         return self._tower_weights("text", tower) if tower.positions.is_meta else tower.state_dict()
 
     @cached_property
@@ -278,8 +280,9 @@ class KarloParts:
         changed = [pair for pair in pairs if pair.ours not in lying]
         pieces = partial(self._pieces, part, model, changed, wanted)
         forms = {pair.ours: Form.of(own[pair.ours], wanted[pair.ours]) for pair in changed}
-        told = f"{part}-{str(dtype).removeprefix('torch.')}"
-        copy = kept(kept_weights(self.folder), told, self.files(part), forms, pieces) if on_cpu else None
+        name, home = f"{part}-{str(dtype).removeprefix('torch.')}", place(self.folder) if on_cpu else None
+        settings = json.dumps([__version__, self.config(part)], sort_keys=True)
+        copy = kept(home, name, self.files(part), forms, pieces, settings) if home else None
         if copy is None:
             copy = {name: value for piece in pieces() for name, value in piece.items()}
         return made | lying | copy

@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dalle_2.copies import wished
 from dalle_2.paths import atomic_path
 
 LEAST_BYTES = 64 * 2**20  # a smaller part is as well off in memory
@@ -57,19 +56,21 @@ Pieces = Callable[[], Iterable[Mapping[str, Tensor]]]
 
 
 def kept(
-    folder: Path, part: str, sources: Sequence[Path], forms: Mapping[str, Form], made: Pieces
+    folder: Path, part: str, sources: Sequence[Path], forms: Mapping[str, Form], made: Pieces, settings: str = ""
 ) -> dict[str, Tensor] | None:
     """The weights of a part, mapped, from the copy in `folder`; one is written first where there is none.
 
-    sources: the files that they are made of. made: some of them at a time, in any memory format.
+    part: its name and its dtype, joined by a hyphen. sources: the files that they are made of. made: some of them at a
+    time, in any memory format. settings: whatever else they hang on. Two processes that need the same copy at the same
+    time write one each, and the second takes the name.
 
-    None where a copy isn't worth its room, isn't wished, or can't be written: little of it, a disk with too
-    little room, a folder that is read only.
+    None where a copy isn't worth its room or can't be written: little of it, a disk with too little room, a folder that
+    is read only.
     """
     size = sum(form.bytes for form in forms.values())
-    if size < LEAST_BYTES or not wished():
+    if size < LEAST_BYTES:
         return None
-    path = folder / f"{part}-{_key(sources, forms)}.safetensors"
+    path = folder / f"{part}-{_key(sources, forms, settings)}.safetensors"
     if (found := _mapped(path, forms)) is not None:
         return found
     try:
@@ -82,11 +83,11 @@ def kept(
         return None
 
 
-def _key(sources: Sequence[Path], forms: Mapping[str, Form]) -> str:
+def _key(sources: Sequence[Path], forms: Mapping[str, Form], settings: str) -> str:
     """A name for what the copy is made of: other files, or the same changed, have another."""
     known = [(path.resolve(), path.stat()) for path in sources]
-    files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in known]
-    told = json.dumps([LAYOUT, files, sorted((name, str(form)) for name, form in forms.items())])
+    files = [(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in known]
+    told = json.dumps([LAYOUT, settings, files, sorted((name, str(form)) for name, form in forms.items())])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -95,7 +96,7 @@ def _mapped(path: Path, forms: Mapping[str, Form]) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, RuntimeError):  # the last of a mapping that the system refuses
         return None
     fits = stored.keys() == forms.keys() and all(
         (list(value.shape), value.dtype) == (forms[name].stored, forms[name].dtype) for name, value in stored.items()
@@ -104,7 +105,8 @@ def _mapped(path: Path, forms: Mapping[str, Form]) -> dict[str, Tensor] | None:
 
 
 def _written(path: Path, forms: Mapping[str, Form], pieces: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor] | None:
-    """Writes the copy and maps it; it takes its name once it is safe on the disk, which is not waited for."""
+    """Writes the copy and maps it; it takes its name once it is safe on the disk, which only the end of the process
+    waits for."""
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
         header, places = _laid_out(forms)
@@ -116,7 +118,10 @@ def _written(path: Path, forms: Mapping[str, Form], pieces: Iterable[Mapping[str
                     file.write(_bytes(value, forms[name]))
         found = _mapped(temporary, forms)
         settling = stack.pop_all()
-    Thread(target=_settle, args=[settling], name=f"settle {path.name}").start()
+    try:
+        Thread(target=_settle, args=[settling], name=f"settle {path.name}").start()
+    except RuntimeError:  # there may be no more of them
+        _settle(settling)
     return found
 
 

@@ -62,8 +62,10 @@ class ResidualBlock(nn.Module):
         `embedding` has already passed through SiLU: one activation serves every block."""
         maps = x if isinstance(x, list) else [x]
         lines = Lines(maps, doubled=self.resample is doubled)
-        if self.resample is not halved and not self.training and pays(maps[0], lines):
-            return self._in_strips(lines, embedding)
+        if self._takes_strips() and pays(maps[0], lines):
+            made = self._in_strips(lines, embedding)
+            maps.clear()
+            return made
         x = torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
         maps.clear()
         resample = self.resample or nn.Identity()
@@ -76,6 +78,11 @@ class ResidualBlock(nn.Module):
             h = self.norm_out(added(h, shift))
         return added(self.conv_out(self.dropout(silu(h))), self.skip(resample(x)))
 
+    def _takes_strips(self) -> bool:
+        """Whether it is as it was built, and drops nothing; halving is for whole maps."""
+        as_built = type(self.conv_in) is type(self.conv_out) is Conv3x3
+        return as_built and self.resample is not halved and not self.training
+
     def _in_strips(self, lines: Lines, embedding: Tensor) -> Tensor:
         """The same without maps of full size in between."""
         h = convolved(lines, self.norm_in, self.conv_in)
@@ -87,8 +94,8 @@ class ResidualBlock(nn.Module):
 
 
 def added(fresh: Float[Tensor, "b c h w"], other: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b c h w"]:
-    """A sum, in the place of what nobody else looks at where there are no gradients and its dtype holds it."""
-    if torch.is_grad_enabled() or torch.result_type(fresh, other) != fresh.dtype:
+    """A sum, without gradients in the place of what nobody else looks at."""
+    if torch.is_grad_enabled() or fresh.dtype != other.dtype:
         return fresh + other
     return fresh.add_(other)
 
