@@ -22,6 +22,7 @@ whole     one whole picture each
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -286,8 +287,8 @@ def wait(folder: Path) -> float:
         assert process.stderr is not None
         heard = next((line for line in process.stderr if line.startswith("prior:")), None)
         seconds = time.perf_counter() - start
-        process.kill()
-        process.wait()
+        process.send_signal(signal.SIGINT)  # after which copies that were written are brought to the disk
+        process.communicate()
     if heard is None:
         raise RuntimeError("dalle2 generate ended before the prior's first step")
     return seconds

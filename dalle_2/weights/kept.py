@@ -25,7 +25,7 @@ from dalle_2.paths import atomic_path
 LEAST_BYTES = 64 * 2**20  # a smaller part is as well off in memory
 LAYOUT = 1  # raised with every change of how a copy is written
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-FORGOTTEN = 24 * 3600  # seconds after which what an interrupted run has left is removed
+FORGOTTEN = 3600  # seconds after which what an interrupted run has left is removed
 
 
 class Form(NamedTuple):
