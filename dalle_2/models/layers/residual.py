@@ -62,13 +62,13 @@ class ResidualBlock(nn.Module):
         `embedding` has already passed through SiLU: one activation serves every block."""
         maps = x if isinstance(x, list) else [x]
         lines = Lines(maps, doubled=self.resample is doubled)
-        if self._takes_strips() and pays(maps[0], lines):
+        if self._takes_strips() and pays(lines):
             made = self._in_strips(lines, embedding)
             maps.clear()
             return made
         x = torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
         maps.clear()
-        resample = self.resample or nn.Identity()
+        resample = self.resample or _as_it_is
         h = self.conv_in(resample(silu(self.norm_in(x))))
         shift = self.embed(embedding)[:, :, None, None]
         if self.scale_shift:
@@ -116,6 +116,10 @@ def doubled(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
 
 
 RESAMPLE: dict[Resample, Callable[[Tensor], Tensor]] = {"down": halved, "up": doubled}
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 class Downsample(nn.Module):
