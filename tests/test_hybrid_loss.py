@@ -25,7 +25,7 @@ def test_the_bound_is_the_divergence_of_two_gaussians() -> None:
     bound = variational_bound(x_0, guess, x_t, share, t, SCHEDULER)
     for row in range(3):
         one = t[row : row + 1]
-        beta, true = float(SCHEDULER.get_beta_t(one)), float(SCHEDULER.posterior_variance(one))
+        beta, true = float(SCHEDULER.beta_at(one)), float(SCHEDULER.posterior_variance(one))
         expected = []
         for k in range(2):
             part = float(share[row, k])
@@ -55,7 +55,7 @@ def test_the_limits_are_posterior_and_beta() -> None:
     low, high = log_variance_limits(t, SCHEDULER)
     later = torch.tensor([1, 1, 50])
     assert torch.equal(low, SCHEDULER.posterior_variance(later).log())
-    assert torch.equal(high, SCHEDULER.get_beta_t(t).log())
+    assert torch.equal(high, SCHEDULER.beta_at(t).log())
     assert bool((low <= high).all())
 
 

@@ -63,9 +63,9 @@ def test_the_three_tables_belong_together(scheduler):
     t = torch.arange(scheduler.T)
     beta, alpha, alpha_bar = scheduler.get_beta_t(t), scheduler.get_alpha_t(t), scheduler.get_alpha_bar_t(t)
     assert beta.shape == t.shape
-    assert beta.dtype == torch.float64
+    assert beta.dtype == torch.float32
     torch.testing.assert_close(alpha, 1 - beta)
-    torch.testing.assert_close(alpha_bar, alpha.cumprod(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(alpha_bar, alpha.double().cumprod(0).float(), rtol=1e-4, atol=1e-7)
 
 
 def test_eta_plays_no_part_in_the_forward_process():

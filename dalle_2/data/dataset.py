@@ -142,7 +142,8 @@ def to_image_tensor(
     images: UInt8[np.ndarray, "b h w 3"] | UInt8[Tensor, "b h w 3"],
 ) -> Float[Tensor, "b 3 h w"]:
     """uint8 pictures, channels last, as floats in [-1, 1]."""
-    return torch.as_tensor(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    pixels = images if isinstance(images, Tensor) else torch.from_numpy(images)
+    return pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -17,7 +17,7 @@ from dalle_2.inference.looks import drafted, seen
 from dalle_2.models.captions import Caption
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.prior import Prior
-from dalle_2.sampling.noise import PictureNoise
+from dalle_2.sampling.noise import PictureNoise, normal
 from dalle_2.sampling.particles import steered
 from dalle_2.sampling.sampler import Step
 
@@ -74,7 +74,7 @@ def held_embeddings(
     must have a draft. on_step: called after each step of the prior.
     """
     stream = PictureNoise([seed], "held").generators[0]
-    x_T = torch.randn(particles, prior.space.width, generator=stream).to(pipeline.device)
+    x_T = normal((particles, prior.space.width), stream).to(pipeline.device)
     tokens = caption.tokens if prior.caption is not None else None
     denoiser = prior.denoiser(caption.z_txt, tokens=tokens, guidance=1.0)
 

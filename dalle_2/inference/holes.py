@@ -57,7 +57,7 @@ def holed(image: Image.Image, mask: Image.Image, size: int) -> Holed:
     painted = mask.convert("L").point(lambda brightness: 255 if brightness >= PAINTED else 0)
     # A pixel that lies partly in the hole belongs to it: the thinnest line stays one.
     square = ImageOps.fit(painted, (size, size), Image.Resampling.BOX)
-    hole = torch.tensor(list(square.getdata()), dtype=torch.int64).view(1, size, size) > 0
+    hole = torch.tensor(list(square.getdata()), dtype=torch.int64, device="cpu").view(1, size, size) > 0
     check_hole(hole)
     return Holed(from_pil(image, size), hole)
 

@@ -156,7 +156,8 @@ def outpaint(
         got = ", ".join(f"{name} {pixels}" for name, pixels in sides.items())
         raise UsageError(f"at least one side must be continued, each by at most {size // 2} pixels, got {got}")
     canvas = F.pad(_square(picture, size), (left, right, top, bottom))
-    empty = F.pad(torch.zeros(1, size, size), (left, right, top, bottom), value=1.0).bool()
+    inside = torch.zeros(1, size, size, dtype=torch.bool, device="cpu")
+    empty = F.pad(inside, (left, right, top, bottom), value=True)
     _, *around = frames(canvas.shape[1:], (top, left), size)  # the first frame is the picture itself
     for number, (y, x) in enumerate(around, 1):
         if on_frame is not None:

@@ -23,7 +23,7 @@ from dalle_2.models.diffusion import Batch, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.quantiser import Quantiser, encode, fit, fit_shares
-from dalle_2.sampling.noise import PictureNoise
+from dalle_2.sampling.noise import PictureNoise, uniform
 from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.token_sampler import TokenSampler, log_exponentials
 
@@ -157,7 +157,8 @@ class AutoregressivePrior(nn.Module):
         self.caption = TextTransformer(config.caption) if config.caption else None
         self.quantiser = Quantiser(self.space.width, config.buckets)
         # Until they are fitted, buckets of equal width over all that a dot product can be.
-        self.register_buffer("dot_edges", torch.linspace(-1, 1, config.dot_buckets + 1)[None, 1:-1].clone())
+        edges = torch.linspace(-1, 1, config.dot_buckets + 1, dtype=torch.float32)
+        self.register_buffer("dot_edges", edges[None, 1:-1].clone())
 
     @classmethod
     def from_config(cls, config: AutoregressivePriorConfig) -> "AutoregressivePrior":
@@ -206,7 +207,7 @@ class AutoregressivePrior(nn.Module):
         z_txt, z_img = batch["z_txt"], batch["z_img"]
         self._check("z_txt", z_txt)
         self._check("z_img", z_img)
-        dropped = torch.rand(len(z_img), generator=generator) < self.config.drop
+        dropped = uniform(len(z_img), generator) < self.config.drop
         names = (*self._text_names, *(["valid"] if self._text_names == ("text",) else []))
         text: Batch = {name: batch[name] for name in names if name in batch}
         return {
@@ -306,7 +307,7 @@ class AutoregressivePrior(nn.Module):
         """All that is drawn by chance. A stream that is named again goes on behind all that its first row needs."""
         dots, tokens = [], []
         for stream in streams:
-            dots.append(torch.rand(1, generator=stream))
+            dots.append(uniform(1, stream))
             tokens.append(log_exponentials([stream], self.components, self.config.buckets))
         return _Noise(torch.cat(dots).to(self.device), torch.cat(tokens).to(self.device))
 

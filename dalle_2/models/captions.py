@@ -43,7 +43,7 @@ def caption_conditions(
     if encoder is None:
         return {}, {}
     if empty is not None:
-        nothing = torch.tensor([empty], device=encoder.positions.device)
+        nothing = torch.tensor([empty], dtype=torch.long, device=encoder.positions.device)
         tokens, negative = nothing if tokens is None else tokens, nothing if negative is None else negative
     if tokens is None:
         absent = _absent(encoder)

@@ -104,8 +104,9 @@ class VisionTower(nn.Module):
             if classes
             else GridPool(width, patches, embed_dim, most=config.pool == "grid")
         )
-        self.register_buffer("mean", torch.tensor(config.mean, device="cpu").view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std, device="cpu").view(3, 1, 1), persistent=False)
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            channels = torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
+            self.register_buffer(name, channels, persistent=False)
 
     def forward(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         x = ((x + 1) / 2 - self.mean) / self.std

@@ -46,7 +46,8 @@ class OpenCLIPModel(nn.Module):
         size = self.model.visual.image_size
         self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
         for key in ("mean", "std"):
-            self.register_buffer(key, torch.tensor(getattr(self.model.visual, f"image_{key}")).view(3, 1, 1))
+            channels = torch.tensor(getattr(self.model.visual, f"image_{key}"), dtype=torch.float32)
+            self.register_buffer(key, channels.view(3, 1, 1))
         with torch.no_grad():
             self.embed_dim = int(self.model.encode_text(open_clip.get_tokenizer(name)([""])).shape[1])
 

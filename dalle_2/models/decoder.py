@@ -23,7 +23,7 @@ from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser
 from dalle_2.sampling.guidance import Condition, Threshold
 from dalle_2.sampling.inpainting import keep_known
-from dalle_2.sampling.noise import PictureNoise
+from dalle_2.sampling.noise import PictureNoise, normal
 from dalle_2.sampling.sampler import Sampler, Step
 
 KNOWN = 4  # channels of a picture that is painted into: the picture, and where it is known
@@ -162,7 +162,7 @@ class Decoder(Diffusion):
         x_0 = batch["image"]
         x_t, t, eps = self.draw(x_0, generator)
         dropped = self.draw_dropped(len(x_0), self.config.drop, generator).to(x_0.device)
-        noise = torch.randn((len(x_0), self.space.width), generator=generator).to(x_0.device)
+        noise = normal((len(x_0), self.space.width), generator).to(x_0.device)
         return {
             "x_t": x_t, "z_img": batch["z_img"], "t": t, "x_0": x_0,
             "eps": eps, "dropped": dropped, "z_noise": self.config.z_noise * noise,
@@ -206,7 +206,7 @@ class Decoder(Diffusion):
         if known is not None:
             return {"known": known_channels(known.picture, known.hole)}
         size = self.config.image_size
-        return {"known": torch.zeros(rows, KNOWN, size, size, device=self.device)}
+        return {"known": torch.zeros(rows, KNOWN, size, size, dtype=torch.float32, device=self.device)}
 
     def denoiser(
         self,

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from dalle_2.config import Settings
 from dalle_2.images import from_pil, to_pil
+from dalle_2.sampling.noise import normal, uniform, whole_numbers
 
 V = TypeVar("V")
 
@@ -65,7 +66,7 @@ class Dice:
 
     def uniform(self, ends: tuple[float, float]) -> float:
         """A number between the two."""
-        return ends[0] + (ends[1] - ends[0]) * float(torch.rand((), generator=self.generator))
+        return ends[0] + (ends[1] - ends[0]) * float(uniform((), self.generator))
 
     def happens(self, share: float) -> bool:
         """True that often."""
@@ -73,15 +74,15 @@ class Dice:
 
     def among(self, options: Sequence[V]) -> V:
         """One of them, each as likely."""
-        return options[int(torch.randint(len(options), (), generator=self.generator))]
+        return options[int(whole_numbers(len(options), (), self.generator))]
 
     def shuffled(self, values: Sequence[V]) -> list[V]:
         """All of them, in any order."""
-        return [values[k] for k in torch.randperm(len(values), generator=self.generator).tolist()]
+        return [values[k] for k in torch.randperm(len(values), generator=self.generator, device="cpu").tolist()]
 
     def normal(self, *shape: int) -> Float[Tensor, "..."]:
         """Standard normal noise."""
-        return torch.randn(shape, generator=self.generator)
+        return normal(shape, self.generator)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +145,7 @@ def filtered(x: Float[Tensor, "3 h w"], along: float, across: float, angle: floa
 
 def gaussian(radius: int, along: float, across: float, angle: float) -> Float[Tensor, "n n"]:
     """A Gaussian of two widths on 2 `radius` + 1 pixels a side, its sum 1."""
-    steps = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    steps = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
     y, x = steps[:, None], steps[None, :]
     u = x * math.cos(angle) + y * math.sin(angle)
     v = y * math.cos(angle) - x * math.sin(angle)
@@ -196,11 +197,12 @@ def mixing(dice: Dice) -> Float[Tensor, "3 3"]:
     """
     kind = dice.among(("own", "own", "grey", "grey", "any"))
     if kind == "own":
-        return torch.eye(3)
+        return torch.eye(3, dtype=torch.float32, device="cpu")
     if kind == "grey":
-        return torch.tensor([[1.0, 0.0, 0.0]] * 3)
+        return torch.tensor([[1.0, 0.0, 0.0]] * 3, dtype=torch.float32, device="cpu")
     axes, _ = torch.linalg.qr(dice.normal(3, 3))
-    return axes * torch.tensor([dice.uniform((0.0, 1.0)) for _ in range(3)]).sqrt()
+    lengths = torch.tensor([dice.uniform((0.0, 1.0)) for _ in range(3)], dtype=torch.float32, device="cpu")
+    return axes * lengths.sqrt()
 
 
 # JPEG

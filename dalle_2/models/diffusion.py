@@ -18,8 +18,8 @@ from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.denoiser import Denoised, Denoiser, Target, convert, to_denoiser
 from dalle_2.sampling.grid import grid
 from dalle_2.sampling.guidance import Condition, ConditionalDenoiser, Threshold, Weight, guide, threshold
-from dalle_2.sampling.noise import PictureNoise
-from dalle_2.sampling.noise_scheduler import NoiseScheduler
+from dalle_2.sampling.noise import PictureNoise, normal, uniform, whole_numbers
+from dalle_2.sampling.noise_scheduler import NoiseScheduler, timesteps_of
 from dalle_2.sampling.spacing import Spacing
 
 Batch = dict[str, Tensor]
@@ -96,8 +96,8 @@ class Diffusion(nn.Module):
         self, x_0: Float[Tensor, "b *shape"], generator: torch.Generator
     ) -> tuple[Float[Tensor, "b *shape"], Int[Tensor, "b"], Float[Tensor, "b *shape"]]:
         """Noises clean data at uniform timesteps: `(x_t, t, eps)` (DDPM, algorithm 1). The generator is a CPU one."""
-        t = torch.randint(self.noise_scheduler.T, (len(x_0),), generator=generator).to(x_0.device)
-        eps = torch.randn(x_0.shape, generator=generator).to(x_0)
+        t = whole_numbers(self.noise_scheduler.T, (len(x_0),), generator).to(x_0.device)
+        eps = normal(x_0.shape, generator).to(x_0)
         return self.noise_scheduler.add_noise(x_0, eps, t), t, eps
 
     def noised_start(
@@ -111,12 +111,12 @@ class Diffusion(nn.Module):
         rows = tuple(t for t in grid(self.noise_scheduler, steps, self.spacing) if t + 1 <= strength * T)
         if not rows:
             raise UsageError(f"strength {strength} leaves none of {steps} steps: take more steps, or more strength")
-        t = torch.full((len(x_0),), rows[0], device=x_0.device)
+        t = timesteps_of(rows[0], x_0)
         return self.noise_scheduler.add_noise(x_0, noise(x_0.shape).to(x_0), t), rows
 
     def draw_dropped(self, rows: int, share: float, generator: torch.Generator) -> Bool[Tensor, "{rows}"]:
         """Which rows lose their condition."""
-        return torch.rand(rows, generator=generator) < share
+        return uniform(rows, generator) < share
 
     def wanted(
         self, x_t: Float[Tensor, "b *shape"], t: Int[Tensor, "b"], batch: Batch

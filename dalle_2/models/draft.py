@@ -18,6 +18,7 @@ from dalle_2.models.diffusion import Batch, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.init import zeroed
 from dalle_2.models.layers.residual import group_norm
+from dalle_2.sampling.noise import normal
 
 COARSEST = 8  # pixels of the picture under a square of the coarsest map
 
@@ -77,7 +78,7 @@ class Draft(nn.Module):
     def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Pairs `{z_img, image}` with the noise that their embeddings get."""
         require(batch, "z_img", "image")
-        noise = torch.randn((len(batch["image"]), self.config.z_dim), generator=generator)
+        noise = normal((len(batch["image"]), self.config.z_dim), generator)
         return {**batch, "z_noise": self.config.z_noise * noise.to(batch["image"])}
 
     def loss(self, batch: Batch) -> Batch:

@@ -80,7 +80,7 @@ class EmbeddingSpace(Settings):
 
     @cached_property
     def _basis(self) -> Float[Tensor, "{self.width} d"] | None:
-        return None if self.basis is None else torch.tensor(self.basis, dtype=torch.float64)
+        return None if self.basis is None else torch.tensor(self.basis, dtype=torch.float64, device="cpu")
 
 
 def check_same(a: EmbeddingSpace, b: EmbeddingSpace, names: tuple[str, str]) -> None:

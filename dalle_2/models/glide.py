@@ -121,7 +121,7 @@ class GlideModel(Diffusion):
         if low_res is not None:
             stacked["low_res"] = F.interpolate(rounded(low_res), (size, size), mode="bilinear", align_corners=False)
         if self.fills_holes:
-            nothing = torch.zeros(rows, KNOWN, size, size, device=self.device)
+            nothing = torch.zeros(rows, KNOWN, size, size, dtype=torch.float32, device=self.device)
             stacked["known"] = nothing if known is None else known_channels(known.picture, known.hole)
         return stacked
 

@@ -47,8 +47,8 @@ def log_variance_limits(
     The posterior's is 0 at t = 0, so the next step's stands in for it.
     """
     after_first = t.clamp(min=min(1, scheduler.T - 1))
-    posterior = scheduler.posterior_variance(after_first) if scheduler.T > 1 else scheduler.get_beta_t(t)
-    return posterior.log(), scheduler.get_beta_t(t).log()
+    posterior = scheduler.posterior_variance(after_first) if scheduler.T > 1 else scheduler.beta_at(t)
+    return posterior.log(), scheduler.beta_at(t).log()
 
 
 def _divergence(mean_p: Tensor, log_p: Tensor, mean_q: Tensor, log_q: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dalle_2.sampling.noise import uniform
+
 LEAST, MOST = 0.2, 0.9  # sides of a hole, as shares of the picture's
 WHOLE = 0.1  # share of pictures of which nothing is known
 
@@ -13,10 +15,10 @@ def random_holes(rows: int, size: int, generator: torch.Generator) -> Bool[Tenso
 
     What lies beyond a box is what outpainting has to fill.
     """
-    draw = torch.rand(rows, 6, generator=generator)
+    draw = uniform((rows, 6), generator)
     sides = LEAST + (MOST - LEAST) * draw[:, :2]
     corners = draw[:, 2:4] - sides / 2  # its middle lies in the picture, and it may reach over the border
-    ticks = (torch.arange(size) + 0.5) / size
+    ticks = (torch.arange(size, dtype=torch.float32, device="cpu") + 0.5) / size
     across = [(ticks - corners[:, k, None]) / sides[:, k, None] * 2 - 1 for k in range(2)]
     y, x = across[0][:, :, None], across[1][:, None, :]
     box = torch.maximum(y.abs(), x.abs()) <= 1

@@ -138,7 +138,7 @@ def _means(values: Float[Tensor, "n k"], edges: Float[Tensor, "k inner"]) -> Flo
 def _normal_quantiles(buckets: int) -> Float[Tensor, "n 1"]:
     """Standard normal numbers at equal shares, in double precision; enough of them for so many buckets."""
     count = max(16 * buckets, 4 * POINTS)
-    share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    share = (torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) / count
     return math.sqrt(2) * torch.erfinv(2 * share - 1)[:, None]
 
 

@@ -200,7 +200,7 @@ def seed_rows(seeds: Sequence[int] | int | None, count: int) -> list[int]:
     Raises UsageError for another number of seeds than pictures.
     """
     if seeds is None:
-        return torch.randint(2**32, (count,)).tolist()
+        return torch.randint(2**32, (count,), device="cpu").tolist()
     rows = [seeds + k for k in range(count)] if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if len(rows) != count:
         raise UsageError(f"got {len(rows)} seeds for {count} pictures: give one a picture, or the first only")

@@ -14,7 +14,7 @@ MAX_PERIOD = 10_000.0
 def sinusoid(t: Float[Tensor, "b"], width: int) -> Float[Tensor, "b width"]:
     """Cosines then sines of t at geometrically falling frequencies (Vaswani et al. 2017, as used by ADM)."""
     half = width // 2
-    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=t.device) / half)
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None] * frequencies[None]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 

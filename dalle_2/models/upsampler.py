@@ -22,7 +22,8 @@ from dalle_2.models.rest import at_work, lay_down
 from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoised, Denoiser
-from dalle_2.sampling.noise import PictureNoise
+from dalle_2.sampling.noise import PictureNoise, normal, uniform, whole_numbers
+from dalle_2.sampling.noise_scheduler import timesteps_of
 from dalle_2.sampling.sampler import Sampler, Step
 from dalle_2.sampling.tiling import Tiling, tiled
 
@@ -169,20 +170,20 @@ class Upsampler(Diffusion):
             low_res = degraded(x_0, self.config.scale, self.config.bsr, generator)
         else:
             low_res = self._half_blurred(shrink(x_0, self.config.scale), generator)
-        noise = torch.randn(low_res.shape, generator=generator).to(low_res)
+        noise = normal(low_res.shape, generator).to(low_res)
         return low_res + self.config.corruption * noise
 
     def _half_blurred(self, low_res: Tensor, generator: torch.Generator) -> Tensor:
-        sigma = self.config.blur * float(torch.rand((), generator=generator))
-        blurred = torch.rand(len(low_res), generator=generator) < 0.5
+        sigma = self.config.blur * float(uniform((), generator))
+        blurred = uniform(len(low_res), generator) < 0.5
         return torch.where(blurred[:, None, None, None].to(low_res.device), blur(low_res, sigma), low_res)
 
     def _levelled(self, low_res: Tensor, generator: torch.Generator) -> Batch:
         """With noise-level conditioning: the small pictures at levels drawn for each, and these levels."""
         if self.level is None:
             return {}
-        level = torch.randint(self.config.noise_levels + 1, (len(low_res),), generator=generator).to(low_res.device)
-        eps = torch.randn(low_res.shape, generator=generator).to(low_res)
+        level = whole_numbers(self.config.noise_levels + 1, (len(low_res),), generator).to(low_res.device)
+        eps = normal(low_res.shape, generator).to(low_res)
         return {"low_res": self.at_level(low_res, eps, level), "level": level}
 
     def at_level(
@@ -222,7 +223,7 @@ class Upsampler(Diffusion):
         def predict(x_t: Tensor, t: Tensor, enlarged: Tensor, z: Tensor | None = None) -> Tensor:
             if (last := self._last_at(t)) is not None:
                 return last(x_t, t, z, enlarged)
-            level = torch.full((len(t),), noise_level, device=t.device)
+            level = timesteps_of(noise_level, t)
             return self._predict(x_t, enlarged, z, self.embed(t, level))
 
         around = partial(tiled, tiling=tiling, pictures=("enlarged",)) if tiling else None
@@ -336,7 +337,7 @@ class Upsampler(Diffusion):
         rows, stream = len(low_res), f"{stage}-low-res"
         noise = PictureNoise.fresh(rows, stream) if seeds is None else PictureNoise(seeds, stream)
         eps = noise.normal(low_res.shape, low_res.device)
-        return self.at_level(low_res, eps, torch.full((rows,), level, device=low_res.device))
+        return self.at_level(low_res, eps, timesteps_of(level, low_res))
 
 
 class LowResDenoiser:
@@ -408,7 +409,7 @@ def random_crop(
     """One crop of each picture, its corner on a multiple of `grid` so that small and large pixels stay aligned."""
     if crop is None or crop >= x.shape[-1]:
         return x
-    corners = torch.randint((x.shape[-1] - crop) // grid + 1, (len(x), 2), generator=generator) * grid
+    corners = whole_numbers((x.shape[-1] - crop) // grid + 1, (len(x), 2), generator) * grid
     crops = zip(x, corners.tolist(), strict=True)
     return torch.stack([picture[:, top : top + crop, left : left + crop] for picture, (top, left) in crops])
 
@@ -417,6 +418,6 @@ def blur(x: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
     """A 3 x 3 Gaussian blur (the paper: kernel 3, sigma 0.6)."""
     if sigma <= 0.05:
         return x
-    taps = torch.exp(-0.5 * (torch.tensor([-1.0, 0.0, 1.0]) / sigma) ** 2)
+    taps = torch.exp(-0.5 * (torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float32, device="cpu") / sigma) ** 2)
     kernel = torch.outer(taps / taps.sum(), taps / taps.sum()).to(x).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])

@@ -149,7 +149,7 @@ class KarloParts:
     def clip(self) -> CLIP:
         """Both towers, or the one for texts."""
         model = empty(lambda: CLIP(self.clip_config)).eval().requires_grad_(False)
-        scale = torch.tensor(log(self.clip_config.logit_scale), device=self.device)
+        scale = torch.tensor(log(self.clip_config.logit_scale), dtype=torch.float32, device=self.device)
         model.log_scale = nn.Parameter(scale, requires_grad=False)
         for name, folder in TOWERS.items():
             if (tower := getattr(model, name)) is not None:
@@ -206,7 +206,7 @@ class KarloParts:
     def null_text(self) -> Float[Tensor, "d"]:
         """The embedding of the empty caption."""
         with at_work(self.clip.text):
-            tokens = torch.tensor([self.empty], device=next(self.clip.text.parameters()).device)
+            tokens = torch.tensor([self.empty], dtype=torch.long, device=next(self.clip.text.parameters()).device)
             return self.clip.encode_text(tokens)[0].cpu()
 
     def prior(self) -> Prior:

@@ -99,7 +99,10 @@ def _tensors(shaped: Shaped) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every part's tensors, by their names there."""
     prior, unet, large = shaped.prior, shaped.decoder.config.unet, shaped.upsampler
     space = prior.space
-    statistics = {"clip_mean": torch.tensor([space.mean]), "clip_std": torch.tensor([space.std])}
+    statistics = {
+        name: torch.tensor([values], dtype=torch.float32, device="cpu")
+        for name, values in (("clip_mean", space.mean), ("clip_std", space.std))
+    }
     yield "prior", to_theirs(prior_pairs(prior.config.depth), prior.state_dict()) | statistics
 
     pairs = [

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from dalle_2.sampling.denoiser import Denoiser
@@ -30,7 +29,7 @@ class DDIMSampler(Sampler):
         Reading eps off x_0 keeps x_t and x_0 consistent after clipping. Its two factors are gathered in
         float64, since the two terms alone nearly cancel at the clean end.
         """
-        a_t, a_s = self.noise_scheduler.alpha_bar_at(torch.tensor([t, s])).tolist()
+        a_t, a_s = self.noise_scheduler.alpha_bars(t, s)
         sigma = eta * math.sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))  # eq. 16
         x_t_factor = math.sqrt(max(1 - a_s - sigma**2, 0.0) / (1 - a_t))
         x_0_factor = math.sqrt(a_s) - x_t_factor * math.sqrt(a_t)

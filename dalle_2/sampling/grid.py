@@ -62,5 +62,5 @@ def _even_in_log_snr(noise_scheduler: NoiseScheduler, steps: int) -> tuple[float
     low, high = max(noisy, -reach), min(clean, reach)
     if not low < high:  # a table of one's own that is never so noisy, or never so clean
         low, high = noisy, clean
-    inner = noise_scheduler.timestep_at(torch.linspace(low, high, steps, dtype=torch.float64)[1:])
+    inner = noise_scheduler.timestep_at(torch.linspace(low, high, steps, dtype=torch.float64, device="cpu")[1:])
     return check_timesteps(T, [T - 1, *inner.tolist()])

@@ -127,12 +127,19 @@ def _factors(weights: Sequence[Weight], x_t: Tensor) -> list[Tensor]:
 
 
 def _weight_rows(weight: Weight, rows: int) -> Tensor:
-    column = torch.as_tensor(weight).detach().cpu().double()
+    column = _exact(weight)
     if column.ndim == 1 and len(column) != rows:
         raise UsageError(
             f"got {len(column)} guidance weights for {rows} rows; give one a row, or a single number"
         )
     return column.expand(rows)
+
+
+def _exact(weight: Weight) -> Tensor:
+    """A number, or one a row, in float64 on the CPU."""
+    if isinstance(weight, Tensor):
+        return weight.detach().cpu().double()  # in this order: a Mac's GPU has no float64
+    return torch.tensor(float(weight), dtype=torch.float64, device="cpu")
 
 
 def _stacked(conditions: Sequence[Condition], rows: int, max_rows: int | None) -> list[Condition]:
@@ -174,7 +181,7 @@ def _check(conditions: Sequence[Condition], weights: Sequence[Weight], max_rows:
         raise UsageError(
             f"conditions must have equal keys to be stacked, got {[sorted(c) for c in conditions]}"
         )
-    if not all(bool(torch.as_tensor(weight).isfinite().all()) for weight in weights):
+    if not all(bool(_exact(weight).isfinite().all()) for weight in weights):
         raise UsageError(f"guidance weights must be finite, got {list(weights)}")
     if max_rows is not None and max_rows < 1:
         raise UsageError(f"max_rows must be at least 1, got {max_rows}")

@@ -19,7 +19,7 @@ def slerp(
 
     Raises UsageError for a share outside [0, 1], and for rows that are zero or opposite, which no one circle joins.
     """
-    part = torch.as_tensor(share, dtype=torch.float64)
+    part = torch.as_tensor(share, dtype=torch.float64, device="cpu")
     if not bool(((part >= 0) & (part <= 1)).all()):
         raise UsageError(f"an interpolation goes from 0 to 1, got {share}")
     flat_a, flat_b = (x.flatten(1).cpu().double() for x in (a, b))  # some devices have no float64
@@ -27,7 +27,7 @@ def slerp(
     if not bool(((long_a > 0) & (long_b > 0)).all()):
         raise UsageError("no direction leads from or to a vector of length 0")
     unit_a, unit_b = flat_a / long_a, flat_b / long_b
-    part = part.cpu().expand(len(a))[:, None]
+    part = part.expand(len(a))[:, None]
     turned = _turned(unit_a, unit_b, part)
     return ((long_a + part * (long_b - long_a)) * turned).to(a.dtype).to(a.device).view_as(a)
 

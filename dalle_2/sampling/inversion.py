@@ -10,7 +10,7 @@ from dalle_2.errors import UsageError
 from dalle_2.sampling.denoiser import Denoiser
 from dalle_2.sampling.grid import grid
 from dalle_2.sampling.jump import Jump
-from dalle_2.sampling.noise_scheduler import NoiseScheduler
+from dalle_2.sampling.noise_scheduler import NoiseScheduler, timesteps_of
 from dalle_2.sampling.sampler import Pairs, Step, guess
 from dalle_2.sampling.spacing import Spacing, check_timesteps, walk
 
@@ -75,7 +75,7 @@ def _explicit(
     """The guess at the lower end, and where it leads with the noise that it implies."""
     asked = max(lower, 0)
     x_0 = guess(denoiser, x, asked).x_0
-    eps = noise_scheduler.eps_from_x_0(x, x_0, torch.full((len(x),), asked))
+    eps = noise_scheduler.eps_from_x_0(x, x_0, timesteps_of(asked, x))
     clean = x if down.to_clean else x_0
     return x_0, down.now.signal * clean + down.now.noise * eps
 

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class Jump:
     @classmethod
     def of(cls, noise_scheduler: NoiseScheduler, t: float, s: float) -> "Jump":
         """The jump from t to s, real-valued timesteps of [-1, T-1]."""
-        a_t, a_s = noise_scheduler.alpha_bar_at(torch.tensor([t, s])).tolist()
+        a_t, a_s = noise_scheduler.alpha_bars(t, s)
         return cls(Level.of(a_t), Level.of(a_s))
 
     @property

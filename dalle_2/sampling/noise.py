@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dalle_2.errors import UsageError
@@ -33,7 +33,7 @@ class PictureNoise:
     @classmethod
     def fresh(cls, pictures: int, stage: str) -> "PictureNoise":
         """New seeds from PyTorch's global generator every time; torch.manual_seed makes them repeat."""
-        return cls(torch.randint(2**62, (pictures,)).tolist(), stage)
+        return cls(torch.randint(2**62, (pictures,), device="cpu").tolist(), stage)
 
     def __len__(self) -> int:
         return len(self.generators)
@@ -54,10 +54,26 @@ class PictureNoise:
                 f"noise of shape {tuple(shape)} was asked for, with {len(self)} seeds; give one a row"
             )
         rows = [
-            torch.randn(tuple(shape[1:]), generator=generator, device=generator.device)
+            normal(tuple(shape[1:]), generator)
             for generator in self.generators
         ]
         return torch.stack([row.to(device=device, dtype=dtype) for row in rows])
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> Float[Tensor, "..."]:
+    """Standard normal noise, float32 on the generator's device, whatever PyTorch's own defaults are."""
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device=generator.device)
+
+
+def uniform(shape: Sequence[int] | int, generator: torch.Generator) -> Float[Tensor, "..."]:
+    """Numbers in [0, 1), as `normal` gives them. shape: () for a single one."""
+    size = (shape,) if isinstance(shape, int) else tuple(shape)
+    return torch.rand(size, generator=generator, dtype=torch.float32, device=generator.device)
+
+
+def whole_numbers(end: int, shape: Sequence[int], generator: torch.Generator) -> Int[Tensor, "..."]:
+    """Whole numbers from 0 to `end` - 1, each as likely, on the generator's device."""
+    return torch.randint(end, tuple(shape), generator=generator, device=generator.device)
 
 
 def _key(seed: int, stage: str) -> int:

@@ -88,8 +88,8 @@ class NoiseScheduler:
     @classmethod
     def from_alpha_bar(cls, alpha_bar: Sequence[float] | Float[Tensor, "T"]) -> "NoiseScheduler":
         """A table of your own: alpha_bar of t = 0 ... T-1, falling from below 1 to above 0."""
-        rows = torch.as_tensor(alpha_bar, dtype=torch.float64)
-        before = torch.cat([torch.ones(1, dtype=torch.float64), rows[:-1]])
+        rows = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu")
+        before = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), rows[:-1]])
         return cls.from_betas((1 - rows / before).tolist())
 
     def _build(self, config: NoiseSchedulerConfig) -> None:
@@ -128,7 +128,9 @@ class NoiseScheduler:
         return self.T == other.T and torch.allclose(self.betas, other.betas, rtol=1e-9, atol=0)
 
     def get_beta_t(self, t: Shaped[Tensor, "b"], eta: float | Tensor | None = None) -> Float[Tensor, "b"]:
-        """beta_t, (B,) integers -> (B,) float64 on t's device (float32 where a device has no float64).
+        """beta_t, (B,) integers of any kind -> (B,) on t's device, in PyTorch's default dtype.
+
+        So what is made with it by hand stays in the dtype of the networks; `alpha_bar_at` has all digits.
 
         `eta` is part of the call for symmetry with the samplers and plays no part: it sets how much noise a
         *sampler* adds on the way back (Song et al. 2021, eq. 16), and the forward process that this table
@@ -137,17 +139,26 @@ class NoiseScheduler:
         Raises UsageError where t is not a tensor of integers or leaves 0 ... T-1; no negative index wraps
         round.
         """
-        return self._row(self.betas, t)
+        return self._public(self.betas, t)
 
     def get_alpha_t(self, t: Shaped[Tensor, "b"], eta: float | Tensor | None = None) -> Float[Tensor, "b"]:
         """alpha_t = 1 - beta_t. The rest is as in `get_beta_t`."""
-        return self._row(self.alphas, t)
+        return self._public(self.alphas, t)
 
     def get_alpha_bar_t(
         self, t: Shaped[Tensor, "b"], eta: float | Tensor | None = None
     ) -> Float[Tensor, "b"]:
         """alpha_bar_t, the product of alpha_0 ... alpha_t. The rest is as in `get_beta_t`."""
-        return self._row(self.alpha_bar, t)
+        return self._public(self.alpha_bar, t)
+
+    def beta_at(self, t: Shaped[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """beta_t of whole timesteps in float64 (float32 where t's device has none), for further arithmetic."""
+        return _beside(t, self._row(self.betas, t))
+
+    def alpha_bars(self, *t: float) -> list[float]:
+        """alpha_bar at some real-valued timesteps of [-1, T-1], as `alpha_bar_at`."""
+        rows = torch.tensor(t, dtype=torch.float64, device="cpu")
+        return [float(row) for row in self.alpha_bar_at(rows)]
 
     def alpha_bar_at(self, t: Shaped[Tensor, "b"]) -> Float64[Tensor, "b"]:
         """alpha_bar at real-valued timesteps of [-1, T-1], in float64 on the CPU: the samplers' accessor.
@@ -243,7 +254,7 @@ class NoiseScheduler:
         return _beside(t, (1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
 
     def _pair(self, t: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
-        s = t - 1 if s is None else s
+        s = t.long() - 1 if s is None else s  # t may be of few and unsigned bits
         a_t, a_s = self._noised(t), self.alpha_bar_at(s)
         if not bool((s < t).all()):
             raise UsageError(
@@ -256,6 +267,9 @@ class NoiseScheduler:
         self._check(t, lowest=0)
         return self.alpha_bar_at(t)
 
+    def _public(self, table: Tensor, t: Tensor) -> Tensor:
+        return self._row(table, t).to(torch.get_default_dtype()).to(t.device)
+
     def _row(self, table: Tensor, t: Tensor) -> Tensor:
         if not isinstance(t, Tensor) or t.dtype not in _INTEGERS:
             came = f"a tensor of {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
@@ -263,7 +277,7 @@ class NoiseScheduler:
                 f"t must be a tensor of integers of shape (B,), got {came}; convert it with t.long()"
             )
         self._check(t, lowest=0)
-        return _beside(t, table[t.cpu().long()])
+        return table[t.cpu().long()]
 
     def _check(self, t: Tensor, lowest: int) -> None:
         inside = (t >= lowest) & (t <= self.T - 1)
@@ -296,6 +310,12 @@ def per_row(
 ) -> Float[Tensor, "b ..."]:
     """A factor a row, shaped (B, 1, 1, ...) to multiply `like` with, on its device."""
     return factor.to(dtype).to(like.device).view(-1, *[1] * (like.ndim - 1))
+
+
+def timesteps_of(t: float, like: Shaped[Tensor, "b *shape"]) -> Shaped[Tensor, "b"]:
+    """The timestep t for each row of a batch, on its device: whole numbers as int64, others as float32."""
+    dtype = torch.int64 if isinstance(t, int) else torch.float32
+    return torch.full((len(like),), t, dtype=dtype, device=like.device)
 
 
 def _beside(t: Tensor, values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from dalle_2.errors import UsageError
 from dalle_2.sampling.denoiser import Denoiser
 from dalle_2.sampling.grid import grid
 from dalle_2.sampling.jump import Jump
+from dalle_2.sampling.noise import normal
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.sampling.sampler import Step, guess
 from dalle_2.sampling.spacing import Spacing, walk
@@ -62,7 +63,7 @@ def _steps(
     noise_scheduler: NoiseScheduler,
     generator: torch.Generator,
 ) -> Iterator[Step]:
-    weight, told = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
+    weight, told = torch.zeros(2, len(x), dtype=torch.float64, device="cpu").unbind()
     for index, (t, s) in enumerate(pairs):
         jump = Jump.of(noise_scheduler, t, s)
         with torch.no_grad():
@@ -75,7 +76,7 @@ def _steps(
                 rows = drawn_anew(weight, generator)
                 weight, told = torch.zeros_like(weight), told[rows]
                 x, x_0 = x[rows.to(x.device)], x_0[rows.to(x.device)]
-            noise = torch.randn(x.shape, generator=generator).to(x)
+            noise = normal(x.shape, generator).to(x)
             x_s = jump.land(x, x_0, jump.kept_by_posterior) + math.sqrt(max(jump.posterior_variance, 0.0)) * noise
         yield Step(index, len(pairs), t, s, x, x_0, x_s)
         x = x_s
@@ -89,5 +90,6 @@ def effective(log_weight: Float[Tensor, "b"]) -> float:
 def drawn_anew(log_weight: Float[Tensor, "b"], generator: torch.Generator) -> Int[Tensor, "b"]:
     """As many rows as there are, each about as often as its weight says: evenly spaced over the weights in a row."""
     count = len(log_weight)
-    places = (torch.rand(1, generator=generator, dtype=torch.float64) + torch.arange(count)) / count
+    first = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
+    places = (first + torch.arange(count, device="cpu")) / count
     return torch.searchsorted(log_weight.softmax(0).cumsum(0), places).clamp(max=count - 1)

@@ -16,7 +16,7 @@ from dalle_2.errors import UsageError
 from dalle_2.sampling.denoiser import Denoised, Denoiser
 from dalle_2.sampling.grid import grid
 from dalle_2.sampling.noise import PictureNoise
-from dalle_2.sampling.noise_scheduler import NoiseScheduler
+from dalle_2.sampling.noise_scheduler import NoiseScheduler, timesteps_of
 from dalle_2.sampling.spacing import Spacing, check_timesteps, walk
 
 Noise = Callable[[Sequence[int]], Tensor]
@@ -195,7 +195,7 @@ class Sampler(ABC):
 
 def guess(denoiser: Denoiser, x: Float[Tensor, "b *shape"], t: float) -> Denoised:
     """The denoiser's answer with every row at timestep t."""
-    return denoiser(x, torch.full((len(x),), t, device=x.device))
+    return denoiser(x, timesteps_of(t, x))
 
 
 def _noise(

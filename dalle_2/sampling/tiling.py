@@ -76,7 +76,7 @@ def spans(length: int, tiling: Tiling) -> list[Span]:
     starts = _starts(length, tiling)
     size = min(tiling.tile, length)
     windows = [_window(size, tiling.shared, start > 0, start + size < length) for start in starts]
-    total = torch.zeros(length, dtype=torch.float64)
+    total = torch.zeros(length, dtype=torch.float64, device="cpu")
     for start, window in zip(starts, windows, strict=True):
         total[start : start + size] += window
     return [
@@ -96,8 +96,8 @@ def _starts(length: int, tiling: Tiling) -> list[int]:
 def _window(size: int, overlap: int, rises: bool, falls: bool) -> Float64[Tensor, "{size}"]:
     """Before normalising; the borders of the picture have no neighbours to fade into."""
     if overlap == 0:
-        return torch.ones(size, dtype=torch.float64)
-    inside = torch.arange(size, dtype=torch.float64) + 0.5
+        return torch.ones(size, dtype=torch.float64, device="cpu")
+    inside = torch.arange(size, dtype=torch.float64, device="cpu") + 0.5
     ramp = 0.5 - 0.5 * torch.cos(math.pi * ((inside - overlap / 4) / (overlap / 2)).clamp(0, 1))
     one = torch.ones_like(ramp)
     return (ramp if rises else one) * (ramp.flip(0) if falls else one)
@@ -158,7 +158,7 @@ def _answers(
     pictures: Collection[str],
 ) -> Float[Tensor, "k c2 n m"]:
     """What the network says of some tiles: x_0 and, where it learned that, the variance below it."""
-    rows = torch.tensor([tile.row for tile in tiles], device=x_t.device)
+    rows = torch.tensor([tile.row for tile in tiles], dtype=torch.long, device=x_t.device)
 
     def cut(values: Tensor) -> Tensor:
         return torch.stack([values[tile.place] for tile in tiles])

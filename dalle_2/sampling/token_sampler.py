@@ -59,7 +59,10 @@ class TokenSampler:
 
 def log_exponentials(generators: Iterable[torch.Generator], *shape: int) -> Float[Tensor, "b *shape"]:
     """Logarithms of exponential numbers, float32 on the CPU, a row from each generator; one may be named twice."""
-    rows = [torch.empty(shape).exponential_(generator=generator) for generator in generators]
+    rows = [
+        torch.empty(shape, dtype=torch.float32, device=generator.device).exponential_(generator=generator)
+        for generator in generators
+    ]
     return torch.stack(rows).clamp_min_(TINY).log_()
 
 

@@ -72,8 +72,9 @@ def _weights(ratios: Sequence[float], h: float) -> list[float]:
     """Those that are exact where guesses are polynomials of half-log-SNR (theorem 3.1); a lone one is set to 1/2."""
     if len(ratios) < 2:
         return [0.5] * len(ratios)
-    powers = torch.tensor([[ratio**k for ratio in ratios] for k in range(len(ratios))], dtype=torch.float64)
-    moments = torch.tensor(_moments(len(ratios), h), dtype=torch.float64)
+    rows = [[ratio**k for ratio in ratios] for k in range(len(ratios))]
+    powers = torch.tensor(rows, dtype=torch.float64, device="cpu")
+    moments = torch.tensor(_moments(len(ratios), h), dtype=torch.float64, device="cpu")
     return torch.linalg.solve(powers, moments).tolist()
 
 

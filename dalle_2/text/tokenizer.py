@@ -119,7 +119,7 @@ class Tokenizer:
         rows = [
             self._row(encoding.ids) for encoding in self._bpe.encode_batch(texts, add_special_tokens=False)
         ]
-        return torch.tensor(rows, dtype=torch.long).reshape(len(texts), self.context_length)
+        return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(len(texts), self.context_length)
 
     def _row(self, ids: list[int]) -> list[int]:
         row = [self.bos_id, *ids[: self.room], self.eos_id]

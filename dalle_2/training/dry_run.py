@@ -202,7 +202,7 @@ def forward_once(model: Any) -> None:
     """One row of the shapes that a model is trained on, with a caption as long as the context."""
 
     def empty(*shape: int) -> Tensor:
-        return torch.empty(1, *shape, device="meta")
+        return torch.empty(1, *shape, dtype=torch.float32, device="meta")
 
     words = _words(model.caption) if getattr(model, "caption", None) is not None else {}
     if model.kind == "clip":

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from dalle_2.data.abs_dataset import AbsDataset
@@ -70,6 +69,6 @@ def painter_of(decoder: Decoder, text: TextConfig | None = None, *, drop: float 
 
 def _widened(weight: Tensor, channels: int) -> Tensor:
     """A convolution's weights for more input channels; the new ones, which come last, count for nothing."""
-    wide = torch.zeros(weight.shape[0], channels, *weight.shape[2:])
+    wide = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
     wide[:, : weight.shape[1]] = weight
     return wide

@@ -55,5 +55,5 @@ def to_theirs(pairs: Iterable[Pair], tensors: Mapping[str, Tensor]) -> dict[str,
 
 def expected(pairs: Iterable[Pair], shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     """The shapes of their tensors where these are the shapes of ours."""
-    ours = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+    ours = {name: torch.empty(tuple(shape), dtype=torch.float32, device="meta") for name, shape in shapes.items()}
     return {name: tuple(tensor.shape) for name, tensor in to_theirs(pairs, ours).items()}

@@ -90,7 +90,7 @@ class Picture(nn.Module):
 
 def phrases_of(tokens: Int[Tensor, "b l"], words: Int[Tensor, "b"], classes: int) -> Float[Tensor, "b {classes}"]:
     """1 for every hash class of one to four consecutive tokens in a caption, 0 for the others."""
-    present = torch.zeros(len(tokens), classes + 1, device=tokens.device)
+    present = torch.zeros(len(tokens), classes + 1, dtype=torch.float32, device=tokens.device)
     position = torch.arange(tokens.shape[1], device=tokens.device)
     key = torch.zeros_like(tokens)
     for length in range(1, PHRASE_LENGTH + 1):

@@ -24,8 +24,8 @@ class SmoothReadout(nn.Module):
         self.amplitudes = nn.Linear(width, waves)
         nn.init.zeros_(self.amplitudes.weight)
         nn.init.zeros_(self.amplitudes.bias)
-        frequency = torch.arange(1, waves + 1, device="cpu")[:, None]
-        place = (torch.arange(buckets, device="cpu") + 0.5) / buckets
+        frequency = torch.arange(1, waves + 1, dtype=torch.float32, device="cpu")[:, None]
+        place = (torch.arange(buckets, dtype=torch.float32, device="cpu") + 0.5) / buckets
         basis = torch.cos(math.pi * frequency * place) / frequency.sqrt()
         self.register_buffer("basis", basis, persistent=False)
 

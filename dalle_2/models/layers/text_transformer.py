@@ -94,7 +94,7 @@ class TextTransformer(nn.Module):
     def ends(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, "b"]:
         """The position of each text's end token. argmax gives the first of several equal values."""
         if self.padding is not None:
-            return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+            return torch.full((len(tokens),), tokens.shape[1] - 1, dtype=torch.long, device=tokens.device)
         found = tokens if self.config.pool == "highest" else (tokens == self.config.eos_id).int()
         return found.argmax(dim=1)
 

@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         """
         if not self.causal:
             raise UsageError("only a causal transformer can be read token by token: build it with causal=True")
-        like = next(self.parameters(), torch.empty(0))
+        like = next(self.parameters(), torch.empty(0, dtype=torch.float32, device="cpu"))
         reduced = torch.is_autocast_enabled(like.device.type)
         dtype = torch.get_autocast_dtype(like.device.type) if reduced else like.dtype
         size = (len(self.blocks), rows, self.heads, tokens, self.width // self.heads)
