@@ -22,6 +22,7 @@ from dalle_2.models.autoregressive_transformer import AutoregressiveTransformer
 from dalle_2.models.diffusion import Batch, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
+from dalle_2.models.precision import MixedPrecision, buildable, in_own_precision, own_precision, readable
 from dalle_2.models.quantiser import Quantiser, encode, fit, fit_shares
 from dalle_2.sampling.noise import PictureNoise, uniform
 from dalle_2.sampling.options import TokenOptions
@@ -128,12 +129,13 @@ class _Noise:
     tokens: Float[Tensor, "r k v"]
 
 
-class AutoregressivePrior(nn.Module):
+class AutoregressivePrior(MixedPrecision):
     """Image embeddings for text embeddings, a component at a time; it goes wherever a `Prior` goes."""
 
     kind = "autoregressive_prior"
     dot_edges: Tensor
 
+    @buildable
     def __init__(self, config: AutoregressivePriorConfig | None = None) -> None:
         super().__init__()
         self.config = self.settings = config = config or AutoregressivePriorConfig()
@@ -204,6 +206,7 @@ class AutoregressivePrior(nn.Module):
         Raises UsageError for a batch that lacks something, and embeddings that are not finite.
         """
         require(batch, "z_txt", "z_img", *self._text_names)
+        batch = readable(batch, self)
         z_txt, z_img = batch["z_txt"], batch["z_img"]
         self._check("z_txt", z_txt)
         self._check("z_img", z_img)
@@ -218,10 +221,12 @@ class AutoregressivePrior(nn.Module):
             **text,
         }
 
+    @in_own_precision
     def loss(self, batch: Batch) -> Batch:
         """The mean cross entropy of a component, in nats, for a batch as `noised` gives it; and how often the
         likeliest bucket is the right one."""
         require(batch, "z_txt", "buckets", "dot", *self._text_names)
+        batch = readable(batch, self)
         text = (batch.get("text"), batch.get("valid")) if self.caption is None else self.read(batch["tokens"])
         prefix, valid = self._prefix(Caption(batch["z_txt"], *text), batch["dot"], batch.get("dropped"))
         logits = self.network(prefix, self.quantiser.decode(batch["buckets"]), valid).float().flatten(0, 1)
@@ -299,9 +304,9 @@ class AutoregressivePrior(nn.Module):
         self._check_text(text, valid, len(z_txt))
         plan = _Plan(self.token_sampler(drawing), self._weight(guidance), on_step, cache)
         streams = self._streams(len(z_txt), count, seeds)
-        with torch.autocast(self.device.type, enabled=False):
+        with own_precision(self):
             components = self._draw(Caption(z_txt, text, valid).repeated(count), self._noise(streams), plan)
-        return rearrange(self._embedding(components), "(b k) d -> b k d", k=count)
+        return rearrange(self._embedding(components.float()), "(b k) d -> b k d", k=count)
 
     def _noise(self, streams: Sequence[torch.Generator]) -> _Noise:
         """All that is drawn by chance. A stream that is named again goes on behind all that its first row needs."""
@@ -339,7 +344,7 @@ class AutoregressivePrior(nn.Module):
         reading = self.network.reading(len(prefix), valid, cached=plan.cache)
         state = reading.begin(prefix)
         for index in range(self.components):
-            logits = guided(self.network.logits(state), len(noise), plan.guidance)
+            logits = guided(self.network.logits(state).float(), len(noise), plan.guidance)
             tokens[:, index] = plan.sampler.choose(logits, noise[:, index])
             plan.tell(TokenStep(index, self.components))
             if index + 1 < self.components:

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from dalle_2.models.layers.init import normal
 from dalle_2.models.layers.smooth_readout import SmoothReadout
 from dalle_2.models.layers.transformer import Transformer
+from dalle_2.models.precision import MixedPrecision
 
 POINTERS = 2  # tokens between the caption and the components: text embedding and dot product
 
 
-class AutoregressiveTransformer(nn.Module):
+class AutoregressiveTransformer(MixedPrecision):
     """Reads `[text states, z_txt, dot product, component 1, 2, ...]`; each component is foretold by the token before.
 
     This is the sequence of the DALL·E 2 paper (section 2.2). It knows widths and shapes; which number a bucket stands

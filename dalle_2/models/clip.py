@@ -23,6 +23,7 @@ from dalle_2.models.layers.init import normal
 from dalle_2.models.layers.side_tasks import SideTasks
 from dalle_2.models.layers.stem import conv_stem, patch_stem
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer, TowerConfig, transformer_of
+from dalle_2.models.precision import MixedPrecision, buildable, in_own_precision, readable
 from dalle_2.models.rest import at_work
 
 # Brings all losses to the same order: a caption's phrases cost a hundred nats, a thumbnail a tenth.
@@ -81,7 +82,7 @@ class CLIPConfig(Settings):
     side_weight: float = Field(1.0, ge=0)
 
 
-class VisionTower(nn.Module):
+class VisionTower(MixedPrecision):
     """A vision transformer, read at its class token or over its whole grid."""
 
     mean: Tensor
@@ -108,6 +109,7 @@ class VisionTower(nn.Module):
             channels = torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
             self.register_buffer(name, channels, persistent=False)
 
+    @in_own_precision
     def forward(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         x = ((x + 1) / 2 - self.mean) / self.std
         tokens = rearrange(self.stem(x), "b w h v -> b (h v) w")
@@ -130,11 +132,26 @@ class TextTower(TextTransformer):
         return self.projection(states[torch.arange(len(tokens), device=tokens.device), ends])
 
 
-class CLIP(nn.Module):
+class Centre(nn.BatchNorm1d):
+    """Embeddings brought to mean 0 and variance 1 in every dimension, by statistics that run along in training.
+
+    A batch of one row, such as the last of an epoch, has no variance: the statistics so far stand in, and stay.
+    """
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        assert self.running_mean is not None
+        x = x.to(self.running_mean.dtype)
+        if self.training and len(x) == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(x)
+
+
+class CLIP(MixedPrecision):
     """Images in [-1, 1] and token rows to embeddings, and the loss that trains both towers."""
 
     kind = "clip"
 
+    @buildable
     def __init__(self, config: CLIPConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or CLIPConfig()
@@ -173,12 +190,12 @@ class CLIP(nn.Module):
                 f"got pictures of {x.shape[-1]} px, this CLIP reads {self.image_size} px: resize them first"
             )
         with at_work(self.vision):
-            return self.centre_image(self.vision(x).float())
+            return self.centre_image(self.vision(x).float()).float()
 
     def encode_text(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         """Raw embeddings of token rows. Raises UsageError for rows longer than the context."""
         with at_work(self.text):
-            return self.centre_text(self.text(self.text.trimmed(tokens)).float())
+            return self.centre_text(self.text(self.text.trimmed(tokens)).float()).float()
 
     def text_states(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l w"]:
         """The text tower's last hidden states, after the final norm, one a token."""
@@ -208,6 +225,7 @@ class CLIP(nn.Module):
         Gives "loss", and for the log "contrastive" (CLIP, figure 3), "accuracy" of retrieval inside the
         batch, and what the side tasks report.
         """
+        batch = readable(batch, self)
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         tokens = self.text.trimmed(batch["tokens"])
@@ -250,7 +268,7 @@ def contrastive(
 
 
 def _centre(config: CLIPConfig) -> nn.Module:
-    return nn.BatchNorm1d(config.embed_dim, affine=False) if config.centred else nn.Identity()
+    return Centre(config.embed_dim, affine=False) if config.centred else nn.Identity()
 
 
 def _projection(width: int, embed_dim: int) -> nn.Linear:

@@ -21,6 +21,7 @@ from dalle_2.models.fit import check_fit, check_reads, check_sizes, check_width
 from dalle_2.models.layers.text_transformer import TextTransformer
 from dalle_2.models.modes import evaluating
 from dalle_2.models.parts import Parts, PriorName, SamplerNames, check_reads_captions
+from dalle_2.models.precision import has_fewer_digits
 from dalle_2.models.rest import at_work, widened
 from dalle_2.models.stages import (
     AUTOREGRESSIVE,
@@ -313,7 +314,7 @@ class DALLe2(Parts):
 
     def _encode_text(self, prompts: list[str]) -> Float[Tensor, "n d"]:
         """Text embeddings of prompts, in the space that CLIP gives them."""
-        return self.clip_encoder.encode_text(list(prompts)).to(self.device)
+        return self.clip_encoder.encode_text(list(prompts)).float().to(self.device)
 
     def _captions(self, prompts: Sequence[str]) -> Caption:
         """Prompts as the stages read them: their embeddings and, where a stage reads words, their tokens."""
@@ -329,7 +330,7 @@ class DALLe2(Parts):
 
     def _encode_images(self, images: list[Image.Image]) -> Float[Tensor, "n d"]:
         """Image embeddings of pictures, in the space that CLIP gives them."""
-        return self.clip_encoder.encode_images(list(images)).to(self.device)
+        return self.clip_encoder.encode_images(list(images)).float().to(self.device)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         """What the decoder draws pictures like these from: CLIP's embeddings of them.
@@ -440,7 +441,7 @@ def finite(
     with evaluating(model), freed_at_once(lean and device.type == "cpu"):
         with at_work(model), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             x = draw()
-        if not x.isfinite().all() and dtype != torch.float32:
+        if not x.isfinite().all() and (dtype != torch.float32 or has_fewer_digits(model)):
             with at_work(model), widened(model):
                 x = draw()
     if not x.isfinite().all():

@@ -19,6 +19,7 @@ from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.masks import known_channels, random_holes
 from dalle_2.models.once import Once
+from dalle_2.models.precision import buildable, readable
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser
 from dalle_2.sampling.guidance import Condition, Threshold
@@ -105,6 +106,7 @@ class Decoder(Diffusion):
 
     kind = "decoder"
 
+    @buildable
     def __init__(self, T: int = 1000, *, config: DecoderConfig | None = None) -> None:
         config = config or DecoderConfig(T=T)
         super().__init__(config, config.unet.t_dim)
@@ -148,7 +150,8 @@ class Decoder(Diffusion):
         """What the draft alone makes of image embeddings, about in [-1, 1]; None for a decoder without one."""
         if self.draft is None:
             return None
-        return torch.cat([self.draft(rows) for rows in torch.split(self.space.to_model(z_img), DRAFTS_AT_ONCE)])
+        seen = torch.split(self.space.to_model(z_img), DRAFTS_AT_ONCE)
+        return torch.cat([self.draft(rows).float() for rows in seen])
 
     def _drafted(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 h w"] | None:
         return None if self.draft is None else self.draft(z)
@@ -159,6 +162,7 @@ class Decoder(Diffusion):
         A decoder that reads captions wants their `tokens` too; one that fills holes gets some.
         """
         require(batch, "z_img", "image", *(["tokens"] if self.caption else []))
+        batch = readable(batch, self)
         x_0 = batch["image"]
         x_t, t, eps = self.draw(x_0, generator)
         dropped = self.draw_dropped(len(x_0), self.config.drop, generator).to(x_0.device)
@@ -183,6 +187,7 @@ class Decoder(Diffusion):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The mean squared error for a noised batch `{x_t, z_img, t, x_0}`; with a learned variance the hybrid loss."""
         require(batch, "x_t", "z_img", "t")
+        batch = readable(batch, self)
         z = condition(self.space.to_model(batch["z_img"]), batch, self.network.null_z)
         known = Known(batch["x_0"], batch["hole"]) if "hole" in batch else None
         prediction = self.network(

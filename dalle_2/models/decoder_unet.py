@@ -16,6 +16,7 @@ from dalle_2.errors import UsageError
 from dalle_2.models.layers.init import zeroed
 from dalle_2.models.layers.residual import Downsample, Resample, ResidualBlock, Upsample, group_norm, silu
 from dalle_2.models.layers.spatial_attention import KeysValues, SpatialAttention, heads_of
+from dalle_2.models.precision import MixedPrecision, buildable, in_own_precision
 
 
 class DecoderUNetConfig(Settings):
@@ -181,7 +182,7 @@ class Told(NamedTuple):
     valid: Bool[Tensor, "b m"] | None
 
 
-class DecoderUNet(nn.Module):
+class DecoderUNet(MixedPrecision):
     """Predicts the configured target of a noised picture, given an image embedding and a time embedding.
 
     The image embedding is projected and added to the time embedding, and projected to `context_tokens` tokens
@@ -189,6 +190,7 @@ class DecoderUNet(nn.Module):
     section 3.1).
     """
 
+    @buildable
     def __init__(self, config: DecoderUNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or DecoderUNetConfig()
@@ -234,6 +236,7 @@ class DecoderUNet(nn.Module):
         self.carry = _carry(config) if config.carry else None
         self.remakes = False  # the finest level's maps when they are joined again, rather than keeping them
 
+    @in_own_precision
     def forward(
         self,
         x_t: Float[Tensor, "b 3 h w"],
@@ -301,6 +304,7 @@ class DecoderUNet(nn.Module):
             maps = [through(maps) if isinstance(layer, Block) else through(*maps)]
         return maps.pop()
 
+    @in_own_precision
     def tell(
         self,
         z_img: Float[Tensor, "b {self.config.z_dim}"] | None,

@@ -7,13 +7,14 @@ from typing import Literal, Self
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.hybrid_loss import VARIATIONAL_WEIGHT, variational_bound
+from dalle_2.models.precision import MixedPrecision
 from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.denoiser import Denoised, Denoiser, Target, convert, to_denoiser
 from dalle_2.sampling.grid import grid
@@ -54,7 +55,7 @@ class DiffusionConfig(Settings):
         return self
 
 
-class Diffusion(nn.Module):
+class Diffusion(MixedPrecision):
     """A noise table, a timestep embedder and a network; subclasses add what the network is conditioned on.
 
     eps_mean_square: the table that sampling with Analytic-DPM's variance needs, where somebody has estimated it.
@@ -111,6 +112,7 @@ class Diffusion(nn.Module):
         rows = tuple(t for t in grid(self.noise_scheduler, steps, self.spacing) if t + 1 <= strength * T)
         if not rows:
             raise UsageError(f"strength {strength} leaves none of {steps} steps: take more steps, or more strength")
+        x_0 = x_0.to(torch.promote_types(x_0.dtype, torch.float32))
         t = timesteps_of(rows[0], x_0)
         return self.noise_scheduler.add_noise(x_0, noise(x_0.shape).to(x_0), t), rows
 

@@ -18,6 +18,7 @@ from dalle_2.models.diffusion import Batch, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.init import zeroed
 from dalle_2.models.layers.residual import group_norm
+from dalle_2.models.precision import MixedPrecision, buildable, in_own_precision, readable
 from dalle_2.sampling.noise import normal
 
 COARSEST = 8  # pixels of the picture under a square of the coarsest map
@@ -35,11 +36,12 @@ class DraftConfig(Settings):
     space: EmbeddingSpace | None = None
 
 
-class Draft(nn.Module):
+class Draft(MixedPrecision):
     """An embedding to a picture: a network on the vector, a coarse map, convolutions on finer and finer maps."""
 
     kind = "draft"
 
+    @buildable
     def __init__(self, config: DraftConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or DraftConfig()
@@ -70,6 +72,7 @@ class Draft(nn.Module):
         """The untrained generator of these settings."""
         return cls(config)
 
+    @in_own_precision
     def forward(self, z: Float[Tensor, "b {self.config.z_dim}"]) -> Float[Tensor, "b 3 s s"]:
         """Pictures for whitened embeddings, about in [-1, 1]."""
         coarse = rearrange(self.coarse(self.read(z)), "b (c h w) -> b c h w", h=self.side, w=self.side)
@@ -78,12 +81,14 @@ class Draft(nn.Module):
     def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Pairs `{z_img, image}` with the noise that their embeddings get."""
         require(batch, "z_img", "image")
+        batch = readable(batch, self)
         noise = normal((len(batch["image"]), self.config.z_dim), generator)
         return {**batch, "z_noise": self.config.z_noise * noise.to(batch["image"])}
 
     def loss(self, batch: Batch) -> Batch:
         """The mean squared error of the pictures drawn for `{z_img, image, z_noise}`."""
         require(batch, "z_img", "image")
+        batch = readable(batch, self)
         z = self.space.to_model(batch["z_img"]) + batch.get("z_noise", 0.0)
         return {"loss": F.mse_loss(self(z).float(), batch["image"])}
 

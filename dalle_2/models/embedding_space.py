@@ -59,20 +59,23 @@ class EmbeddingSpace(Settings):
         """CLIP's embedding -> what a network sees: its share in the basis, whitened and scaled.
 
         That share is brought to unit length where embeddings have it: so an embedding and what is left of it after
-        the other directions were taken away look the same to a network.
+        the other directions were taken away look the same to a network. In float32 at least, in any surroundings.
         """
-        if self._basis is not None:
-            z = self.finish(z @ self._basis.to(z).T)
-        if self.mean is None or self.std is None:
-            return z * self.scale
-        return (z - z.new_tensor(self.mean)) / z.new_tensor(self.std) * self.scale
+        with _exactly(z):
+            z = _wide(z)
+            if self._basis is not None:
+                z = self.finish(z @ self._basis.to(z).T)
+            if self.mean is None or self.std is None:
+                return z * self.scale
+            return (z - z.new_tensor(self.mean)) / z.new_tensor(self.std) * self.scale
 
     def from_model(self, z: Float[Tensor, "*b {self.width}"]) -> Float[Tensor, "*b d"]:
         """The inverse of `to_model`, inside the basis. It does not restore unit length: see `finish`."""
-        z = z / self.scale
-        if self.mean is not None and self.std is not None:
-            z = z * z.new_tensor(self.std) + z.new_tensor(self.mean)
-        return z if self._basis is None else z @ self._basis.to(z)
+        with _exactly(z):
+            z = _wide(z) / self.scale
+            if self.mean is not None and self.std is not None:
+                z = z * z.new_tensor(self.std) + z.new_tensor(self.mean)
+            return z if self._basis is None else z @ self._basis.to(z)
 
     def finish(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """A raw or predicted embedding as a member of this space: of unit length if the space says so."""
@@ -80,7 +83,17 @@ class EmbeddingSpace(Settings):
 
     @cached_property
     def _basis(self) -> Float[Tensor, "{self.width} d"] | None:
-        return None if self.basis is None else torch.tensor(self.basis, dtype=torch.float64, device="cpu")
+        with torch.inference_mode(False):  # it is kept, and others may learn through it
+            return None if self.basis is None else torch.tensor(self.basis, dtype=torch.float64, device="cpu")
+
+
+def _exactly(z: Tensor) -> torch.autocast:
+    """No autocast: a network may compute in fewer digits, but what its numbers mean is not its affair."""
+    return torch.autocast(z.device.type, enabled=False)
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def check_same(a: EmbeddingSpace, b: EmbeddingSpace, names: tuple[str, str]) -> None:

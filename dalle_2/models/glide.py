@@ -26,6 +26,7 @@ from dalle_2.models.masks import known_channels
 from dalle_2.models.once import Once
 from dalle_2.models.parts import SamplerNames
 from dalle_2.models.placement import choose_device, choose_dtype, lies_on
+from dalle_2.models.precision import buildable
 from dalle_2.models.stages import StageDefaults, StageSettings, of_stage, seed_rows, settled, up_to
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser, Target
@@ -83,6 +84,7 @@ class GlideModel(Diffusion):
 
     kind = "glide"
 
+    @buildable
     def __init__(self, config: GlideConfig) -> None:
         super().__init__(config, config.unet.t_dim)
         self.config = config

@@ -14,6 +14,7 @@ from dalle_2.models.diffusion import Batch, Bound, Diffusion, DiffusionConfig, r
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.once import Once
+from dalle_2.models.precision import buildable, readable
 from dalle_2.models.prior_transformer import PriorTransformer
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser, Target
@@ -66,6 +67,7 @@ class Prior(Diffusion):
 
     kind = "prior"
 
+    @buildable
     def __init__(self, T: int = 1000, *, config: PriorConfig | None = None) -> None:
         config = config or PriorConfig(T=T)
         super().__init__(config, config.width)
@@ -112,6 +114,7 @@ class Prior(Diffusion):
         A prior that reads captions wants their `tokens` too.
         """
         require(batch, "z_txt", "z_img", *(["tokens"] if self.caption else []))
+        batch = readable(batch, self)
         x_0 = self.space.to_model(batch["z_img"])
         z_t, t, eps = self.draw(x_0, generator)
         dropped = self.draw_dropped(len(x_0), self.config.drop, generator).to(x_0.device)
@@ -121,6 +124,7 @@ class Prior(Diffusion):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The mean squared error for a noised batch `{z_t, z_txt, t, eps}`."""
         require(batch, "z_t", "z_txt", "t")
+        batch = readable(batch, self)
         text = self.text_space.to_model(batch["z_txt"])
         if "dropped" in batch:
             text = torch.where(batch["dropped"][:, None], self.null_text.to(text), text)

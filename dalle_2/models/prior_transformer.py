@@ -9,11 +9,12 @@ from dalle_2.models.layers.init import normal
 from dalle_2.models.layers.kv_cache import KVCache
 from dalle_2.models.layers.modulated import ModulatedBlock
 from dalle_2.models.layers.transformer import Transformer
+from dalle_2.models.precision import MixedPrecision, buildable, in_own_precision
 
 OWN = 4  # tokens beside the caption's: its embedding, the time, the noised embedding, the query
 
 
-class PriorTransformer(nn.Module):
+class PriorTransformer(MixedPrecision):
     """Reads `[text states, z_txt, t, z_t, query]` with causal attention; the query's output is the prediction.
 
     With text states it is the diffusion prior of the DALL·E 2 paper (section 2.2), without them the user's form of it.
@@ -28,6 +29,7 @@ class PriorTransformer(nn.Module):
     more than `TimestepEmbedder` gives it.
     """
 
+    @buildable
     def __init__(
         self,
         dim: int = 512,
@@ -57,6 +59,7 @@ class PriorTransformer(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
+    @in_own_precision
     def forward(
         self,
         z_txt: Float[Tensor, "b {self.dim}"],
@@ -83,6 +86,7 @@ class PriorTransformer(nn.Module):
                 x = block(x, condition)
         return self.out(self.norm(x))
 
+    @in_own_precision
     def read(
         self,
         z_txt: Float[Tensor, "b {self.dim}"],

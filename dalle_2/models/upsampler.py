@@ -18,6 +18,7 @@ from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
 from dalle_2.models.degradation import BSRSettings, degraded
 from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.models.precision import buildable, readable
 from dalle_2.models.rest import at_work, lay_down
 from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.ddim_sampler import DDIMSampler
@@ -103,6 +104,7 @@ class Upsampler(Diffusion):
 
     kind = "upsampler"
 
+    @buildable
     def __init__(self, T: int = 1000, *, config: UpsamplerConfig | None = None) -> None:
         config = config or UpsamplerConfig(T=T)
         super().__init__(config, config.unet.t_dim)
@@ -143,6 +145,7 @@ class Upsampler(Diffusion):
         return self.network.null_z.expand(rows, -1) if z_img is None else self.space.to_model(z_img)
 
     def _smooth(self, low_res: Tensor, size: Sequence[int]) -> Tensor:
+        low_res = low_res.to(torch.promote_types(low_res.dtype, torch.float32))
         return enlarge(low_res, size, antialiased=self.config.antialiased)
 
     def _predict(self, x_t: Tensor, enlarged: Tensor, z: Tensor | None, t_emb: Tensor) -> Tensor:
@@ -155,6 +158,7 @@ class Upsampler(Diffusion):
     def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Clean pairs `{z_img, image}` to `{x_t, low_res, z_img, t, x_0}` on random crops."""
         require(batch, "z_img", "image")
+        batch = readable(batch, self)
         x_0 = random_crop(batch["image"], self.config.crop, self.config.scale, generator)
         x_t, t, eps = self.draw(x_0, generator)
         low_res = self._corrupted(x_0, generator)
@@ -195,6 +199,7 @@ class Upsampler(Diffusion):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The mean squared error for a noised batch `{x_t, low_res, z_img, t, x_0}`."""
         require(batch, "x_t", "low_res", "z_img", "t")
+        batch = readable(batch, self)
         z = self._seen(batch["z_img"], len(batch["x_t"]))
         if z is not None:
             z = condition(z, batch, self._seen(None, 1)[0])  # type: ignore[index]
@@ -279,6 +284,7 @@ class Upsampler(Diffusion):
         require_eta(eta)
         if not whole:
             self._check_size(low_res)
+        low_res = low_res.float()
         tiling, level = self.tiling(tile, overlap), self.chosen_level(noise_level)
         padded = self._padded(low_res)
         bound = LowResDenoiser(self, z_img, level, tiling)

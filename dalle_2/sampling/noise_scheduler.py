@@ -19,7 +19,6 @@ from dalle_2.errors import UsageError
 Schedule = Literal["cosine", "linear", "explicit"]
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, §3.2: the last betas of the cosine table would otherwise reach 1
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class NoiseSchedulerConfig(Settings):
@@ -169,7 +168,7 @@ class NoiseScheduler:
 
         Raises UsageError for t outside [-1, T-1], NaN included.
         """
-        self._check(t, lowest=-1)
+        self.check(t, lowest=-1)
         t = t.detach().cpu().double()
         below = t.floor().clamp(min=0).long()
         part = t - below
@@ -254,7 +253,8 @@ class NoiseScheduler:
         return _beside(t, (1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
 
     def _pair(self, t: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
-        s = t.long() - 1 if s is None else s  # t may be of few and unsigned bits
+        t = t.long() if _is_whole(t) else t  # it may be of few and unsigned bits
+        s = t - 1 if s is None else s
         a_t, a_s = self._noised(t), self.alpha_bar_at(s)
         if not bool((s < t).all()):
             raise UsageError(
@@ -264,22 +264,24 @@ class NoiseScheduler:
 
     def _noised(self, t: Tensor) -> Tensor:
         """alpha_bar where there must be noise: at t = -1 none of the conversions is defined."""
-        self._check(t, lowest=0)
+        self.check(t)
         return self.alpha_bar_at(t)
 
     def _public(self, table: Tensor, t: Tensor) -> Tensor:
         return self._row(table, t).to(torch.get_default_dtype()).to(t.device)
 
     def _row(self, table: Tensor, t: Tensor) -> Tensor:
-        if not isinstance(t, Tensor) or t.dtype not in _INTEGERS:
+        if not isinstance(t, Tensor) or not _is_whole(t):
             came = f"a tensor of {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
             raise UsageError(
                 f"t must be a tensor of integers of shape (B,), got {came}; convert it with t.long()"
             )
-        self._check(t, lowest=0)
+        self.check(t)
         return table[t.cpu().long()]
 
-    def _check(self, t: Tensor, lowest: int) -> None:
+    def check(self, t: Shaped[Tensor, "..."], lowest: int = 0) -> None:
+        """Raises UsageError for timesteps outside `lowest` ... T-1."""
+        t = t.long() if _is_whole(t) else t  # few bits can't hold T
         inside = (t >= lowest) & (t <= self.T - 1)
         if not bool(inside.all()):
             wrong = t[~inside].flatten()[0].item()
@@ -316,6 +318,10 @@ def timesteps_of(t: float, like: Shaped[Tensor, "b *shape"]) -> Shaped[Tensor, "
     """The timestep t for each row of a batch, on its device: whole numbers as int64, others as float32."""
     dtype = torch.int64 if isinstance(t, int) else torch.float32
     return torch.full((len(like),), t, dtype=dtype, device=like.device)
+
+
+def _is_whole(t: Tensor) -> bool:
+    return not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
 
 
 def _beside(t: Tensor, values: Tensor) -> Tensor:

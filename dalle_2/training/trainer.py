@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dalle_2.errors import CheckpointError, Dalle2Error, DataError, UsageError
 from dalle_2.models.modes import evaluating
+from dalle_2.models.precision import check_learns
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.sampling.sampler import Sampler
 from dalle_2.training.ema import EMA
@@ -109,6 +110,7 @@ class DALLe2Trainer:
         name: str | None = None,
     ) -> None:
         check_objective(model, model_type)
+        check_learns(model)
         check_table(model, noise_scheduler)
         check_table(model, sampler.noise_scheduler if sampler else None)
         if log_interval < 1:
@@ -407,7 +409,4 @@ def check_timesteps(model: nn.Module, batch: Batch) -> None:
     """Refuses timesteps that the model's noise table lacks, which its embedding would take without a word."""
     own = getattr(model, "noise_scheduler", None)
     if own is not None and "t" in batch:
-        t = batch["t"]
-        inside = (t >= 0) & (t <= own.T - 1)
-        if not bool(inside.all()):
-            raise UsageError(f"t must lie in 0 ... {own.T - 1} ({own.described}), got {t[~inside].flatten()[0].item()}")
+        own.check(batch["t"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_2.errors import UsageError
+from dalle_2.models.precision import in_own_precision
 
 PHRASE_LENGTH = 4  # "red circle", "circle to the left": long enough to tie an attribute or a place to its object
 HASH_FACTORS = (1_000_003, 40_503, 2_654_435_761, 97_777)
@@ -32,6 +33,7 @@ class SideTasks(nn.Module):
             nn.init.constant_(self.phrases.bias, -4.0)  # most phrases are absent
         self.picture = Picture(embed_dim, thumbnail) if thumbnail else None
 
+    @in_own_precision
     def losses(
         self,
         z_img: Float[Tensor, "b d"],
