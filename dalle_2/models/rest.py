@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from dalle_2.weights.aligned import aligned
 
 M = TypeVar("M", bound=nn.Module)
 Weights = Mapping[str, Tensor]
@@ -31,8 +34,12 @@ class Shelved:
 
     def __call__(self) -> nn.Module:
         model = self.build()
-        _put(model, self.weights(model))
+        _put(model, self.read(model))
         return model
+
+    def read(self, model: nn.Module) -> Weights:
+        """The weights of the part, where kernels find them as they find any others."""
+        return aligned(self.weights(model))
 
     def resting(self, device: torch.device, *, kept: bool = False) -> nn.Module:
         """The part without weights, which are read when it first works and then kept, or else whenever it works.
@@ -42,7 +49,7 @@ class Shelved:
         if device.type == "cuda" and not kept:
             return resting(self(), device)
         model = self.build()
-        return resting(model, device, lambda: self.weights(model), kept=kept)
+        return resting(model, device, partial(self.read, model), kept=kept)
 
 
 class Rest:
@@ -61,9 +68,7 @@ class Rest:
         return {name: value.to(self.device) for name, value in weights.items()}
 
 
-def resting(
-    model: M, device: torch.device, read: Callable[[], Weights] | None = None, *, kept: bool = False
-) -> M:
+def resting(model: M, device: torch.device, read: Callable[[], Weights] | None = None, *, kept: bool = False) -> M:
     """The model, which from now on is on the device only `at_work`, or with `kept` from when it first is.
 
     A part of it that rests by itself goes on to do so.

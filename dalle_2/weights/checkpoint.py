@@ -1,7 +1,6 @@
 """A model in one file that can run no code: kind, settings, tensors and where they come from.
 
-`.safetensors` keeps everything but the tensors as JSON in its header, under one key, because the library
-writes several in random order and equal checkpoints should be equal files. `.pth` holds the same as plain
+`.safetensors` keeps everything but the tensors as JSON in its header, under one key. `.pth` holds the same as plain
 values.
 """
 
@@ -16,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.paths import atomic_path
+from dalle_2.weights.safetensors_file import write_safetensors
 
 FORMAT = "dalle_2"
 FORMAT_VERSION = 2
@@ -180,7 +179,7 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
-    save_file(checkpoint.tensors, path, metadata={FORMAT: json.dumps(_header(checkpoint))})
+    write_safetensors(path, checkpoint.tensors, {FORMAT: json.dumps(_header(checkpoint))})
 
 
 def _write_pickled(path: Path, checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_2.errors import CheckpointError
+from dalle_2.weights.aligned import aligned
 from dalle_2.weights.checkpoint import like, listed
 from dalle_2.weights.layout import Pair, expected
 
@@ -34,7 +35,7 @@ def fill(module: nn.Module, pairs: Iterable[Pair], tensors: Mapping[str, Tensor]
     listed_pairs = list(pairs)
     check(module, listed_pairs, tensors, source)
     dtypes = dict.fromkeys(module.state_dict(), torch.float32)
-    module.load_state_dict(converted(module, listed_pairs, tensors, dtypes, mapped=True), assign=True)
+    module.load_state_dict(aligned(converted(module, listed_pairs, tensors, dtypes, mapped=True)), assign=True)
 
 
 def converted(

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -21,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dalle_2.paths import atomic_path
+from dalle_2.weights.safetensors_file import Entry, laid_out, raw
 
 LEAST_BYTES = 64 * 2**20  # a smaller part is as well off in memory
-LAYOUT = 1  # raised with every change of how a copy is written
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+LAYOUT = 2  # raised with every change of how a copy is written
 FORGOTTEN = 3600  # seconds after which what an interrupted run has left is removed
 
 
@@ -109,7 +108,7 @@ def _written(path: Path, forms: Mapping[str, Form], pieces: Iterable[Mapping[str
     waits for."""
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
-        header, places = _laid_out(forms)
+        header, places = laid_out({name: Entry(form.dtype, tuple(form.stored)) for name, form in forms.items()})
         with temporary.open("wb") as file:
             file.write(header)
             for piece in pieces:
@@ -130,22 +129,9 @@ def _settle(settling: ExitStack) -> None:
         settling.close()
 
 
-def _laid_out(forms: Mapping[str, Form]) -> tuple[bytes, dict[str, int]]:
-    """The header of a safetensors file, and where each tensor begins; the widest numbers come first, to be aligned."""
-    entries, places, end = {}, {}, 0
-    for name, form in sorted(forms.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
-        places[name] = end
-        end += form.bytes
-        entries[name] = {"dtype": NAMES[form.dtype], "shape": form.stored, "data_offsets": [places[name], end]}
-    told = json.dumps(entries).encode()
-    told += b" " * (-(len(told) + 8) % 64)
-    return struct.pack("<Q", len(told)) + told, {name: 8 + len(told) + place for name, place in places.items()}
-
-
 def _bytes(value: Tensor, form: Form) -> Any:
-    value = value.detach().to(form.dtype)
-    value = value.permute(0, 2, 3, 1) if form.last else value
-    return value.contiguous().flatten().view(torch.uint8).numpy().data
+    value = value.to(form.dtype)
+    return raw(value.permute(0, 2, 3, 1) if form.last else value)
 
 
 def _clear(folder: Path, part: str, path: Path) -> None:
