@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError, UsageError
-from dalle_2.models.rest import Shelved, empty
+from dalle_2.models.rest import Shelved
+from dalle_2.models.unfilled import empty
 from dalle_2.weights.checkpoint import check_tensors, like, load_checkpoint, load_tensors, save_checkpoint
 
 

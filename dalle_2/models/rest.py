@@ -15,12 +15,6 @@ M = TypeVar("M", bound=nn.Module)
 Weights = Mapping[str, Tensor]
 
 
-def empty(build: Callable[[], M]) -> M:
-    """A model that is yet to be filled: it takes no memory and no random numbers."""
-    with torch.device("meta"):
-        return build()
-
-
 @dataclass(frozen=True, eq=False)
 class Shelved:
     """A part that can be built without its weights, and be given them later; called, it is built whole.

@@ -6,6 +6,7 @@ import torch
 
 from dalle_2.models.dvae import DVAE, DVAEConfig
 from dalle_2.models.placement import choose_device
+from dalle_2.models.unfilled import empty
 from dalle_2.weights.dvae_names import dvae_pairs
 from dalle_2.weights.foreign import fill
 from dalle_2.weights.pickled_module import module_tensors
@@ -23,8 +24,7 @@ def load_dvae(
     network, and for one that could run code.
     """
     config = config or DVAEConfig()
-    with torch.device("meta"):
-        model = DVAE(config)
+    model = empty(lambda: DVAE(config))
     pairs = dvae_pairs(config.groups, config.blocks)
     for part, name in FILES.items():
         path = Path(folder) / name

@@ -10,6 +10,7 @@ import torch
 from dalle_2.config import parse
 from dalle_2.errors import CheckpointError
 from dalle_2.models.glide import PAINTERS, Glide, GlideConfig, GlideModel
+from dalle_2.models.unfilled import empty
 from dalle_2.pipelines.find import GLIDE, GLIDE_DRAWS, holds_glide
 from dalle_2.text.glide_tokenizer import VOCABULARY, GlideTokenizer
 from dalle_2.weights.checkpoint import read_tensors
@@ -82,8 +83,7 @@ def load_glide_model(path: str | Path, config: Mapping[str, Any]) -> GlideModel:
     """One network of a published file. Raises CheckpointError for one that is damaged, or of other tensors."""
     path = Path(path)
     settings = parse(GlideConfig, config)
-    with torch.device("meta"):
-        model = GlideModel(settings)
+    model = empty(lambda: GlideModel(settings))
     fill(model, pairs_of(settings), read_tensors(path), path)
     return model.eval().requires_grad_(False)
 
@@ -95,4 +95,3 @@ def pairs_of(config: GlideConfig) -> list[Pair]:
         len(unet.multiples), unet.blocks, unet.attention, unet.head_channels, text.depth, text.width // text.heads,
         [3, unet.low_res_channels, unet.known_channels],
     )  # fmt: skip
-

@@ -31,8 +31,9 @@ from dalle_2.models.islands import dtypes
 from dalle_2.models.layers.text_transformer import TextConfig
 from dalle_2.models.placement import Placement, choose_device, choose_dtype
 from dalle_2.models.prior import Prior, PriorConfig
-from dalle_2.models.rest import Shelved, at_work, empty, whole
+from dalle_2.models.rest import Shelved, at_work, whole
 from dalle_2.models.stages import StageDefaults
+from dalle_2.models.unfilled import empty
 from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
 from dalle_2.pipelines import karlo_settings as settings
 from dalle_2.pipelines.find import FOREIGN as INDEX

@@ -7,6 +7,7 @@ section 2.2), so one learning rate serves both.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -25,6 +26,13 @@ class Muon(torch.optim.Optimizer):
     momentum: Muon's; betas, eps: AdamW's. weight_decay is decoupled in both. dtype: what matrices are made orthogonal
     in; bfloat16 where the hardware multiplies it fast.
     """
+
+    # PyTorch's own without its decorator, which at the first call loads the compiler, thousands of files, only to keep
+    # it away from them.
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
 
     def __init__(
         self,

@@ -1,0 +1,40 @@
+"""Models that are built without values: all their weights come from elsewhere."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+M = TypeVar("M", bound=nn.Module)
+
+# What layers fill their new weights with.
+FILLS = frozenset(
+    {Tensor.zero_, Tensor.fill_, Tensor.normal_, Tensor.uniform_}
+    | {value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)}
+)
+
+
+def empty(build: Callable[[], M]) -> M:
+    """A model that is yet to be filled: it takes no memory, no random numbers, and no time for initial values."""
+    with torch.device("meta"), Unfilled():
+        return build()
+
+
+class Unfilled(TorchFunctionMode):
+    """Inside, tensors without memory are not filled.
+
+    There is nothing to fill; but to find that out PyTorch walks through Python code of its own, whose first call loads
+    its compiler: thousands of files, which take seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """`func` itself, but for what fills such a tensor: that gives the tensor back."""
+        if func in FILLS:
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
