@@ -12,19 +12,38 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dalle_2.models.checkpoints import KINDS
 from dalle_2.models.clip import CLIP, CLIPConfig
 from dalle_2.models.rest import Shelved
 from dalle_2.models.unfilled import empty
 
-# Runs commands one after the other in one process; prints for each its status and whether the compiler is there.
+# Runs commands one after the other in one process, then builds every kind of model that a file may hold, and the layers
+# of PyTorch's that fill themselves; prints the status of each, and whether the compiler is there by then.
 CHILD = """
-import contextlib, io, json, sys
+import contextlib, importlib, io, json, sys
 from dalle_2.cli.main import main
+
 found = []
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()):
         status = main(words)
     found.append([words[0], status, "torch._dynamo" in sys.modules])
+
+from torch import nn
+from dalle_2.models.checkpoints import KINDS
+from dalle_2.models.unfilled import empty
+
+GLIDE = {"caption": {}, "unet": {"z_dim": 0, "context_tokens": 0, "text_dim": 160, "out_channels": 6}}
+for kind, (home, model, settings) in KINDS.items():
+    module = importlib.import_module(home)
+    config = getattr(module, settings).model_validate(GLIDE if kind == "glide" else {})
+    empty(lambda: getattr(module, model).from_config(config))
+    found.append([kind, 0, "torch._dynamo" in sys.modules])
+empty(lambda: nn.ModuleList([
+    nn.Linear(2, 2), nn.Conv2d(2, 2, 1), nn.ConvTranspose2d(2, 2, 1), nn.Embedding(2, 2), nn.LayerNorm(2),
+    nn.GroupNorm(1, 2), nn.BatchNorm2d(2), nn.MultiheadAttention(2, 1), nn.GRU(2, 2), nn.Bilinear(2, 2, 2), nn.PReLU(),
+]))
+found.append(["layers", 0, "torch._dynamo" in sys.modules])
 print(json.dumps(found))
 """
 DRAWING = [
@@ -42,24 +61,6 @@ DRAWING = [
     ["upscale", "picture.png"],
     ["evaluate", "--n", "1", "--splits", "a"],
 ]
-# Every kind of model that a file may hold, and the layers of PyTorch's that fill themselves.
-BUILDING = """
-import importlib, sys
-from torch import nn
-from dalle_2.models.checkpoints import KINDS
-from dalle_2.models.unfilled import empty
-
-GLIDE = {"caption": {}, "unet": {"z_dim": 0, "context_tokens": 0, "text_dim": 160, "out_channels": 6}}
-for kind, (home, model, settings) in KINDS.items():
-    module = importlib.import_module(home)
-    config = getattr(module, settings).model_validate(GLIDE if kind == "glide" else {})
-    empty(lambda: getattr(module, model).from_config(config))
-empty(lambda: nn.ModuleList([
-    nn.Linear(2, 2), nn.Conv2d(2, 2, 1), nn.ConvTranspose2d(2, 2, 1), nn.Embedding(2, 2), nn.LayerNorm(2),
-    nn.GroupNorm(1, 2), nn.BatchNorm2d(2), nn.MultiheadAttention(2, 1), nn.GRU(2, 2), nn.Bilinear(2, 2, 2), nn.PReLU(),
-]))
-print("torch._dynamo" in sys.modules)
-"""
 TINY_TRAINING = [
     "embeddings=64", "clip.captions=200", "clip.run.images=8", "clip.run.batch=8", "prior.run.images=8",
     "prior.run.batch=8", "draft.run.images=8", "draft.run.batch=8", "decoder.run.images=4", "decoder.run.batch=4",
@@ -67,31 +68,21 @@ TINY_TRAINING = [
 ]  # fmt: skip
 
 
-def compiler_after(commands: list[list[str]], folder: Path) -> list[tuple[str, int, bool]]:
-    """For each command, run in `folder`: its name, its status, and whether the compiler is loaded by then."""
-    child = [sys.executable, "-c", CHILD, json.dumps(commands)]
-    done = subprocess.run(child, cwd=folder, capture_output=True, text=True, check=True)
-    return [(name, status, loaded) for name, status, loaded in json.loads(done.stdout.splitlines()[-1])]
-
-
-def test_no_drawing_command_loads_the_compiler(micro_pipeline: Path, tmp_path: Path) -> None:
+def test_no_command_and_no_kind_of_model_loads_the_compiler(micro_pipeline: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(tmp_path / "picture.png")
     Image.fromarray(np.tri(32, dtype=np.uint8) * 255).save(tmp_path / "mask.png")
-    commands = [[*words, "--pipeline", str(micro_pipeline), "--device", "cpu"] for words in DRAWING]
-    commands += [["reconstruct", "picture.png", "--directions", "2", "--steps", "1"]]  # which needs a trained one
-    assert compiler_after(commands, tmp_path) == [(words[0], 0, False) for words in commands]
-
-
-def test_no_training_loads_the_compiler(tmp_path: Path) -> None:
     changes = [word for change in TINY_TRAINING for word in ("--set", change)]
-    commands = [["train", "shapes-micro", "--lanes", "1", "--out", "trained", *changes], ["doctor", "--json"]]
-    found = compiler_after([*commands, ["models"]], tmp_path)
-    assert found == [("train", 0, False), ("doctor", 0, False), ("models", 0, False)]
-
-
-def test_no_kind_of_model_loads_the_compiler_where_it_is_built_empty() -> None:
-    done = subprocess.run([sys.executable, "-c", BUILDING], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    commands = [
+        *([*words, "--pipeline", str(micro_pipeline), "--device", "cpu"] for words in DRAWING),
+        ["reconstruct", "picture.png", "--directions", "2", "--steps", "1"],  # which needs a pipeline that was trained
+        ["train", "shapes-micro", "--lanes", "1", "--out", "trained", *changes],
+        ["models"],
+        ["doctor", "--json"],
+    ]
+    child = [sys.executable, "-c", CHILD, json.dumps(commands)]
+    done = subprocess.run(child, cwd=tmp_path, capture_output=True, text=True, check=True)
+    names = [*(words[0] for words in commands), *KINDS, "layers"]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[name, 0, False] for name in names]
 
 
 class Constants(nn.Module):
