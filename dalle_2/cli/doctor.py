@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dalle_2 import machine
+from dalle_2 import machine, threads
 from dalle_2.cached import cached_clip
 from dalle_2.errors import CheckpointError
 from dalle_2.paths import hub_cache, shipped_pipelines
@@ -91,6 +91,7 @@ def examine() -> Report:
         *find_torch_mismatch("torchaudio"),
         *find_pkg_resources(versions),
         *find_thread_faults(torch.get("threads"), os.environ.get("OMP_NUM_THREADS")),
+        *find_spinning(os.environ),
         *find_low_space(disk),
         *find_pipeline_faults(sections["shipped pipelines"]),
     ]
@@ -131,7 +132,16 @@ def _environment() -> Section:
         "virtual environment": sys.prefix != sys.base_prefix,
         "system": platform.platform(),
         **{name: os.environ[name] for name in names if name in os.environ},
+        "idle threads": _waiting(threads.chosen(os.environ)),
     }
+
+
+def _waiting(chosen: Mapping[str, str]) -> str:
+    """How they wait, and who said so."""
+    words = ", ".join(f"{name}={value}" for name, value in chosen.items())
+    if chosen == threads.WAITING:
+        return f"asleep ({words}, as every command sets it)"
+    return f"by your setting ({words})" if chosen else "spinning for a while (nothing is set)"
 
 
 def _versions() -> Section:
@@ -188,8 +198,14 @@ def _describe_torch(torch: Any) -> Section:
         "CUDA devices": [_describe_cuda(torch, k) for k in range(torch.cuda.device_count())] if cuda else [],
         "Apple GPU": torch.backends.mps.is_available(),
         "threads": torch.get_num_threads(),
+        "OpenMP": _openmp(Path(torch.__file__).parent / "lib"),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def _openmp(folder: Path) -> list[str]:
+    """The files of the OpenMP that torch brings along: GNU's libgomp, LLVM's libomp, Intel's libiomp."""
+    return sorted(path.name for path in folder.glob("lib*omp*") if re.match(r"lib[gi]?omp", path.name))
 
 
 def _describe_cuda(torch: Any, k: int) -> str:
@@ -358,6 +374,13 @@ def find_thread_faults(threads: int | None, omp: str | None) -> Iterator[Finding
         yield Finding(
             "note", what, "end the other work before training or measuring: sharing costs more than half"
         )
+
+
+def find_spinning(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """A setting that keeps idle threads busy."""
+    for name in threads.spinning(environment):
+        what = f"{name}={environment[name]} has idle threads spin: beside other work a step takes ten times as long"
+        yield Finding("trap", what, f"unset {name}: commands then have them sleep")
 
 
 def find_low_space(disk: Section) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.paths import is_disk_full
+from dalle_2.threads import wait_asleep
 
 # A command lives in cli/NAME.py, "_" for "-": a function NAME with typer's annotations, or a typer.Typer called `app`.
 COMMANDS = {
@@ -86,6 +87,7 @@ def options(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
+    wait_asleep()  # before anything loads torch
     arguments, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:

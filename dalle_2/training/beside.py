@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from dalle_2.errors import Dalle2Error
+from dalle_2.threads import children_wait_asleep
 from dalle_2.training.interrupt import stop_on_signals
 
 Hear = Callable[[Any], None]
@@ -35,7 +36,8 @@ def beside(work: Callable[..., object], *arguments: Any, hear: Hear) -> Iterator
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(sender, work, arguments))
     try:
-        process.start()
+        with children_wait_asleep():
+            process.start()
         sender.close()  # the process holds the only other end: its death is the end of the pipe
         with ThreadPoolExecutor(1) as pool:
             listener = pool.submit(_listen, receiver, hear)
