@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dalle_2.data import folders
-from dalle_2.data.caption_files import normalise
+from dalle_2.data.caption_text import normalise
 from dalle_2.data.image_folder import ImageFolder
 from dalle_2.errors import DataError, MissingExtra, UsageError
 

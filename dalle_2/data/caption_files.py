@@ -1,177 +1,187 @@
-"""Captions beside pictures: NAME.txt, NAME.json, or one table at the root of the folder."""
+"""Captions beside pictures: in tables, or in NAME.txt, NAME.caption or NAME.json.
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
-from typing import Any
+A table holds for the files of its folder and of those below, so that each split of a data set may have its own. What
+no table says of a picture, the file beside it does.
+"""
 
-from dalle_2.data.folders import Folder
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
+
+from dalle_2.data.caption_tables import CAPTION_COLUMNS, NAMED_CAPTIONS, Row, Unusable, column, either, rows_of
+from dalle_2.data.caption_text import captions_of, cleaned, decoded, parsed
+from dalle_2.data.file_names import FileNames, composed
+from dalle_2.data.folders import Folder, Unreachable
+from dalle_2.data.skipped import BAD_CAPTION, BAD_TABLE, FOLLOW, MISSING, OUTSIDE, Skipped
 from dalle_2.errors import DataError
 
-TABLES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
-FILE_COLUMNS = ("file", "file_name", "image", "path")
-CAPTION_COLUMNS = ("caption", "text")
+TABLES = tuple(f"{stem}.{suffix}" for stem in ("captions", "metadata") for suffix in ("csv", "tsv", "jsonl"))
+BESIDE = (".txt", ".caption", ".json")
 
 # picture -> its captions, normalised; an empty tuple where there are none
 Captions = dict[str, tuple[str, ...]]
-# line number, file, captions
-_Row = tuple[int, str, tuple[str, ...]]
 
 
-def read_captions(folder: Folder, pictures: Sequence[str], names: frozenset[str]) -> Captions:
-    """The captions of each of `pictures`, and of what else the table names. `names`: every file of the
-    folder.
+class Read(NamedTuple):
+    """The captions, and what was left out on the way: files that a table names in vain, captions that can't be read."""
 
-    Raises DataError for captions that are not UTF-8, broken JSON or csv, a table without known columns, and
-    a table that names files that are missing or lie outside the folder.
+    captions: Captions
+    skipped: list[Skipped]
+
+
+def read_captions(folder: Folder, pictures: Sequence[str], names: Sequence[str]) -> Read:
+    """The captions of each of `pictures`, and of what else a table names. names: every file of the folder.
+
+    Raises DataError for two tables in one folder, for a table that is no text, no csv or no JSON, and where there are
+    tables of which none can be used.
     """
-    tables = [name for name in TABLES if name in names]
-    if len(tables) > 1:
-        raise DataError(f"{folder.label} has {' and '.join(tables)}: keep one table of captions")
-    if tables:
-        return dict.fromkeys(pictures, ()) | _table(folder, tables[0])
-    return {picture: _beside(folder, picture, names) for picture in pictures}
+    files, skipped = FileNames(names), []
+    captions: Captions = dict.fromkeys(pictures, ())
+    for found in _tables(folder, names, files):
+        captions |= found.captions
+        skipped += found.skipped
+    beside = _beside(folder, [name for name, said in captions.items() if not said], names)
+    captions |= beside.captions
+    return Read(captions, _known_once(skipped + beside.skipped, captions))
 
 
-def normalise(text: str) -> str:
-    """One line without leading, trailing or repeated white space."""
-    whole = text.encode("utf-8", "replace").decode()  # JSON can hold half a character
-    return " ".join(whole.split())
+def is_about_captions(name: str) -> bool:
+    """Whether a file may hold captions, by its name."""
+    return is_table(name) or name.lower().endswith(BESIDE)
 
 
-# Files beside pictures
+def is_table(name: str) -> bool:
+    """Whether a file is a table of captions, by its name."""
+    return posixpath.basename(name).lower() in TABLES
 
 
-def _beside(folder: Folder, picture: str, names: frozenset[str]) -> tuple[str, ...]:
-    stem = picture[: -len(PurePosixPath(picture).suffix)]
-    for name, parse in ((f"{stem}.txt", _lines), (f"{stem}.json", _json)):
-        if name in names and (captions := parse(folder, name)):
-            return captions
-    return ()
-
-
-def _lines(folder: Folder, name: str) -> tuple[str, ...]:
-    return _clean(_text(folder, name).splitlines())
-
-
-def _json(folder: Folder, name: str) -> tuple[str, ...]:
-    values = _parsed(_text(folder, name), f"{folder.label}/{name}")
-    key = _column(values, CAPTION_COLUMNS)
-    if key is None:
-        raise DataError(
-            f'{folder.label}/{name} has no key {_either(CAPTION_COLUMNS)}: expected {{"caption": "..."}}'
-        )
-    return _captions(values[key], f"{folder.label}/{name}")
+def _known_once(skipped: Iterable[Skipped], captions: Captions) -> list[Skipped]:
+    """A picture that has a caption after all is not left out."""
+    named = {item.name: item for item in skipped}
+    return [item for item in named.values() if not captions.get(item.name)]
 
 
 # Tables
 
 
-def _table(folder: Folder, table: str) -> Captions:
+def _tables(folder: Folder, names: Sequence[str], files: FileNames) -> list[Read]:
+    """What the tables say, those of inner folders last. Raises DataError where none of those there can be used."""
+    tables = sorted((posixpath.dirname(name), name) for name in names if is_table(name))
+    for _, beside in groupby(tables, itemgetter(0)):
+        if len(rivals := [name for _, name in beside]) > 1:
+            raise DataError(f"{folder.label} has {' and '.join(rivals)}: keep one table of captions in a folder")
+    found, problems = [], []
+    for home, table in sorted(tables, key=lambda pair: (pair[0].count("/") + bool(pair[0]), pair)):
+        try:
+            found.append(_table(folder, home, table, files))
+        except Unusable as error:
+            problems.append((table, error))
+    if problems and not found:
+        raise problems[0][1]
+    unusable = [Skipped(table, BAD_TABLE, str(error), picture=False) for table, error in problems]
+    return [*found, Read({}, unusable)]
+
+
+def _table(folder: Folder, home: str, table: str, files: FileNames) -> Read:
+    """The captions of one table. Raises Unusable if it leads to no file at all."""
     label = f"{folder.label}/{table}"
-    text = _text(folder, table)
-    rows = _csv_rows(text, label) if table.endswith(".csv") else _jsonl_rows(text, label)
-    captions: Captions = {}
-    missing = []
-    for line, name, found in rows:
-        if folder.escapes(name):
-            raise DataError(
-                f"{label} line {line} names {name!r}, which leads out of the folder: name files inside it"
-            )
-        if not folder.is_file(name):
-            missing.append(name)
-        captions[name] = captions.get(name, ()) + found
-    if missing:
-        shown = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
-        raise DataError(
-            f"{label} names {len(missing)} files that don't exist ({shown}): correct the table or add them"
-        )
+    rows = rows_of(_text(folder, table), table, label)
+    if not rows:
+        raise Unusable(f"{label} names no pictures: expected a row for each, with a file and a caption")
+    captions: dict[str, list[str]] = {}
+    lacking: dict[str, tuple[Row, str]] = {}
+    for row in rows:
+        name, problem = _file(folder, row.file, home, files)
+        if problem:
+            lacking.setdefault(name, (row, problem))
+        else:
+            captions.setdefault(name, []).extend(row.captions)
     if not captions:
-        raise DataError(f"{label} names no pictures: expected a row for each, with a file and a caption")
-    return captions
+        raise Unusable(_nowhere(label, lacking))
+    skipped = [Skipped(name, problem, f"{label} line {row.line}") for name, (row, problem) in lacking.items()]
+    return Read({name: tuple(said) for name, said in captions.items() if said}, skipped)
 
 
-def _csv_rows(text: str, label: str) -> Iterator[_Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        columns = reader.fieldnames or ()
-        file, caption = _columns(dict.fromkeys(columns), label)
-        for row in reader:
-            yield reader.line_num, _file(row[file], label, reader.line_num), _clean([row[caption] or ""])
-    except csv.Error as error:
-        raise DataError(f"{label} line {reader.line_num} is not csv: {error}") from None
+def _file(folder: Folder, written: str, home: str, files: FileNames) -> tuple[str, str]:
+    """The file that a row means, and what is wrong with it: nothing, missing, or out of the folder."""
+    if (found := files.find(written, home)) is not None:
+        return found, ""
+    name = posixpath.normpath(posixpath.join(home, folder.within(written)))
+    if folder.escapes(name):
+        return name, OUTSIDE
+    return name, "" if folder.is_file(name) else MISSING
 
 
-def _jsonl_rows(text: str, label: str) -> Iterator[_Row]:
-    for line, content in enumerate(text.split("\n"), start=1):
-        if content.strip():
-            where = f"{label} line {line}"
-            values = _parsed(content, where)
-            file, caption = _columns(values, where)
-            yield line, _file(values[file], label, line), _captions(values[caption], where)
-
-
-def _columns(row: dict[Any, Any], where: str) -> tuple[str, str]:
-    file, caption = _column(row, FILE_COLUMNS), _column(row, CAPTION_COLUMNS)
-    if file is None or caption is None:
-        found = ", ".join(map(str, row)) or "none"
-        raise DataError(
-            f"{where} has the columns {found}; expected {_either(FILE_COLUMNS)} for the picture "
-            f"and {_either(CAPTION_COLUMNS)} for its caption"
+def _nowhere(label: str, lacking: dict[str, tuple[Row, str]]) -> str:
+    """What to say of a table of which no file can be read."""
+    row, problem = next(iter(lacking.values()))
+    if problem == OUTSIDE:
+        return (
+            f"{label} line {row.line} names {row.file!r}, which leads out of the folder, and no file inside it: name "
+            f"files relative to the table, or let links be followed ({FOLLOW})"
         )
-    return file, caption
+    shown = ", ".join(repr(row.file) for row, _ in list(lacking.values())[:3]) + (", ..." if len(lacking) > 3 else "")
+    return f"{label} names {len(lacking)} files that don't exist ({shown}), and none that does: correct the table"
 
 
-def _column(row: dict[Any, Any], known: Sequence[str]) -> str | None:
-    """The row's own spelling of the first known name it has."""
-    spelling = {str(name).strip().lower(): name for name in row}
-    return next((spelling[name] for name in known if name in spelling), None)
+# Files beside pictures
 
 
-def _file(value: Any, label: str, line: int) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{label} line {line} names no picture: expected a file name, got {value!r}")
-    return str(PurePosixPath(value.strip()))  # "./a.png" and "a.png" are one picture
+def _beside(folder: Folder, pictures: Sequence[str], names: Iterable[str]) -> Read:
+    """What the files beside some pictures say. Raises Unreachable."""
+    texts = _caption_files(names) if pictures else {}
+    captions: Captions = {}
+    skipped = []
+    for picture in pictures:
+        try:
+            captions[picture] = _caption_of(folder, picture, texts)
+        except Unreachable:
+            raise
+        except DataError as error:
+            skipped.append(Skipped(picture, BAD_CAPTION, str(error)))
+    return Read(captions, skipped)
 
 
-# Text
+def _caption_files(names: Iterable[str]) -> dict[str, str]:
+    """Files that may hold a caption, by their name with its accents in one form and its ending in small letters."""
+    endings = ((name, posixpath.splitext(name)) for name in names)
+    return {composed(stem) + end.lower(): name for name, (stem, end) in endings if end.lower() in BESIDE}
 
 
-def _captions(value: Any, where: str) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(caption, str) or caption is None for caption in values):
-        raise DataError(f"the caption in {where} must be a text or a list of texts, got {str(value)[:60]!r}")
-    return _clean([caption or "" for caption in values])
+def _caption_of(folder: Folder, picture: str, texts: dict[str, str]) -> tuple[str, ...]:
+    for name in _possible(picture):
+        if name in texts:
+            parse = _json if name.endswith(".json") else _lines
+            if captions := parse(folder, texts[name]):
+                return captions
+    return ()
 
 
-def _clean(captions: Sequence[str]) -> tuple[str, ...]:
-    return tuple(caption for caption in map(normalise, captions) if caption)
+def _possible(picture: str) -> Iterator[str]:
+    """cat.txt, cat.caption, cat.json; and cat.jpg.txt, as some programs write it."""
+    name = composed(picture)
+    stem = posixpath.splitext(name)[0]
+    return (base + end for base in (stem, name) for end in BESIDE)
 
 
-def _parsed(text: str, where: str) -> dict[Any, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise DataError(f'{where} must be a JSON object such as {{"caption": "..."}}, got {text[:60]!r}')
-    return values
+def _lines(folder: Folder, name: str) -> tuple[str, ...]:
+    return cleaned(_text(folder, name).splitlines())
+
+
+def _json(folder: Folder, name: str) -> tuple[str, ...]:
+    where = f"{folder.label}/{name}"
+    values = parsed(_text(folder, name), where)
+    key = column(values, CAPTION_COLUMNS)
+    if key is None:
+        raise DataError(f'{where} has no key {either(NAMED_CAPTIONS)}: expected {{"caption": "..."}}')
+    return captions_of(values[key], where)
 
 
 def _text(folder: Folder, name: str) -> str:
+    label = f"{folder.label}/{name}"
     try:
-        return folder.read(name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{folder.label}/{name} is not UTF-8 (byte {error.start}): save it as UTF-8"
-        ) from None
+        return decoded(folder.read(name), label)
     except OSError as error:
-        raise DataError(
-            f"can't read the captions in {folder.label}/{name}: {error.strerror or error}"
-        ) from None
-
-
-def _either(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+        raise DataError(f"can't read the captions in {label}: {error.strerror or error}") from None

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dalle_2.data.abs_dataset import AbsDataset, Example
-from dalle_2.data.image_folder import ImageFolder, Skipping, SkipReport
+from dalle_2.data.image_folder import ImageFolder
 from dalle_2.data.shapes import Shapes
+from dalle_2.data.skipped import Skipping, SkipReport
 from dalle_2.errors import DataError, UsageError
 
 DATASETS: dict[str, type[AbsDataset]] = {"shapes": Shapes, "folder": ImageFolder}

@@ -4,10 +4,11 @@ import os
 import posixpath
 import tempfile
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -18,14 +19,32 @@ class Unreachable(DataError):
     """A file couldn't be fetched, which says nothing about the file."""
 
 
+RUBBISH = (
+    "__MACOSX",
+    "@eaDir",
+    "$RECYCLE.BIN",
+    "lost+found",
+    "Thumbs.db",
+    "desktop.ini",
+)  # what systems leave beside pictures
+
+
+class Listed(NamedTuple):
+    """What lies in a folder: sorted names of files, with `/` between; and of links that lead out of it and are not
+    followed, those to folders with a `/` at the end. What is hidden or left by a system is in neither."""
+
+    names: tuple[str, ...]
+    outside: tuple[str, ...] = ()
+
+
 class Folder(ABC):
-    """Reads only what lies inside: `escapes` says which names would leave it."""
+    """Reads only what lies inside, unless it was opened to follow links: `escapes` says which names would leave it."""
 
     label: str
 
     @abstractmethod
-    def names(self) -> list[str]:
-        """Every file below, sorted, with `/` between; hidden ones left out. Linked folders end in `/`."""
+    def listed(self) -> Listed:
+        """Every file below."""
 
     @abstractmethod
     def is_file(self, name: str) -> bool:
@@ -43,39 +62,59 @@ class Folder(ABC):
     def local(self, name: str) -> AbstractContextManager[Path]:
         """A path on the disk with the file's content, for as long as the context lasts. Raises OSError."""
 
-    def is_link(self, name: str) -> bool:
-        """True for a symbolic link; where it leads, `escapes` finds out."""
-        return False
+    def within(self, name: str) -> str:
+        """An absolute path to something in this folder as a name in it; any other name as it is."""
+        return name
 
     def escapes(self, name: str) -> bool:
         """True if the name leads out of the folder, by `..`, by an absolute path, or by a link."""
-        return posixpath.isabs(name) or os.path.isabs(name) or ".." in name.replace("\\", "/").split("/")
+        absolute = posixpath.isabs(name) or os.path.isabs(name) or PureWindowsPath(name).is_absolute()
+        return absolute or ".." in name.replace("\\", "/").split("/")
 
 
 class LocalFolder(Folder):
-    def __init__(self, root: Path) -> None:
+    """A folder on the disk. follow_links: also out of it, and what a name with `..` or an absolute path leads to.
+
+    A snapshot in the cache of the Hugging Face hub is links into the `blobs` of its repository, which count as inside.
+    """
+
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         if not root.is_dir():
             problem = "is a file" if root.exists() else "doesn't exist"
             raise DataError(f"the data folder {root} {problem}: name a folder of pictures with captions")
-        self.root = root
+        self.root, self.follow_links = root, follow_links
         self.label = str(root)
         self._real = os.path.realpath(root)
+        self._inside = (self._real, *_blobs(Path(self._real)))
 
-    def names(self) -> list[str]:
+    def listed(self) -> Listed:
         found: list[str] = []
-        for folder, subfolders, files in os.walk(self.root, onerror=_refuse):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            below = Path(folder).relative_to(self.root)
-            found += [(below / name).as_posix() for name in files if not name.startswith(".")]
-            linked = (name for name in subfolders if os.path.islink(os.path.join(folder, name)))
-            found += [(below / name).as_posix() + "/" for name in linked]  # which `walk` doesn't enter
-        return sorted(found)
+        outside: list[str] = []
+        entered: set[str] = set()
+        waiting = deque([""])
+        while waiting:
+            below = waiting.popleft()
+            if (real := os.path.realpath(self.root / below)) in entered:  # by way of a link
+                continue
+            entered.add(real)
+            for entry in _entries(self.root / below):
+                name, is_folder = below + entry.name, _is_folder(entry)
+                leads_out = entry.is_symlink() and self._leads_out(name)
+                if leads_out and not self.follow_links:
+                    outside.append(name + "/" * is_folder)
+                elif not is_folder:
+                    found.append(name)
+                elif leads_out:
+                    waiting.append(f"{name}/")
+                elif not entry.is_symlink():  # else it is listed where it lies
+                    waiting.appendleft(f"{name}/")
+        return Listed(tuple(sorted(found)), tuple(sorted(outside)))
 
     def is_file(self, name: str) -> bool:
         return os.path.isfile(os.path.join(self.root, name))
 
     def size(self, name: str) -> int:
-        return os.path.getsize(self.root / name)
+        return os.path.getsize(os.path.join(self.root, name))
 
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
@@ -83,17 +122,21 @@ class LocalFolder(Folder):
     def local(self, name: str) -> AbstractContextManager[Path]:
         return nullcontext(self.root / name)
 
-    def is_link(self, name: str) -> bool:
-        return os.path.islink(self.root / name.rstrip("/"))
+    def within(self, name: str) -> str:
+        homes = (self._real, os.path.abspath(self.root)) if os.path.isabs(name) else ()
+        return next((os.path.relpath(name, home) for home in homes if Path(name).is_relative_to(home)), name)
 
     def escapes(self, name: str) -> bool:
-        if super().escapes(name):
-            return True
+        if self.follow_links:
+            return "\0" in name
+        return super().escapes(name) or self._leads_out(name)
+
+    def _leads_out(self, name: str) -> bool:
         try:
-            real = os.path.realpath(self.root / name)
+            real = Path(os.path.realpath(self.root / name))
         except ValueError:  # no possible name: a zero byte, half a character
             return True
-        return os.path.commonpath([self._real, real]) != self._real
+        return not any(real.is_relative_to(home) for home in self._inside)
 
 
 class RemoteFolder(Folder):
@@ -109,18 +152,13 @@ class RemoteFolder(Folder):
             raise _missing_package(url, error) from None
         except Exception as error:  # each file system has errors of its own
             raise DataError(f"can't read the data folder {url}: {error}") from error
-        self._sizes = {
-            path[len(self._root) :].lstrip("/"): int(info.get("size") or 0) for path, info in listed.items()
-        }
+        self._sizes = {path[len(self._root) :].lstrip("/"): int(info.get("size") or 0) for path, info in listed.items()}
         if not self._sizes:
-            raise DataError(
-                f"the data folder {url} doesn't exist or is empty: check the address and the credentials"
-            )
+            raise DataError(f"the data folder {url} doesn't exist or is empty: check the address and the credentials")
 
-    def names(self) -> list[str]:
-        return sorted(
-            name for name in self._sizes if not any(part.startswith(".") for part in name.split("/"))
-        )
+    def listed(self) -> Listed:
+        shown = (name for name in self._sizes if not any(map(_is_hidden, name.split("/"))))
+        return Listed(tuple(sorted(shown)))
 
     def is_file(self, name: str) -> bool:
         return name in self._sizes
@@ -145,19 +183,43 @@ class RemoteFolder(Folder):
             yield path
 
 
-def open_folder(root: str | os.PathLike[str]) -> Folder:
-    """The folder at a path or at an address with `://`.
+def open_folder(root: str | os.PathLike[str], *, follow_links: bool = False) -> Folder:
+    """The folder at a path or at an address with `://`. follow_links: also out of one on the disk.
 
     Raises DataError if there is none, MissingExtra for s3 without s3fs.
     """
     text = os.fspath(root)
     if text.startswith("file://"):
-        return LocalFolder(Path(text.removeprefix("file://")))
-    return RemoteFolder(text) if "://" in text else LocalFolder(Path(text).expanduser())
+        return LocalFolder(Path(text.removeprefix("file://")), follow_links=follow_links)
+    if "://" in text:
+        return RemoteFolder(text)
+    return LocalFolder(Path(text).expanduser(), follow_links=follow_links)
 
 
-def _refuse(error: OSError) -> None:
-    raise DataError(f"can't list the data folder {error.filename}: {error.strerror}") from error
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not _is_hidden(entry.name)]
+    except OSError as error:
+        raise DataError(f"can't list the data folder {folder}: {error.strerror}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in RUBBISH
+
+
+def _blobs(real: Path) -> list[str]:
+    """Where the files of a snapshot in the hub's cache lie; none for any other folder."""
+    snapshots = (place for place in (real, *real.parents) if place.parent.name == "snapshots")
+    blobs = (os.path.realpath(place.parents[1] / "blobs") for place in snapshots)
+    return [place for place in blobs if os.path.isdir(place)]
 
 
 def _missing_package(url: str, error: ImportError) -> Exception:

@@ -1,84 +1,53 @@
 """A folder of pictures with captions, on the disk or behind an fsspec address.
 
-Captions are read from one table at the root (`captions.csv`, `captions.jsonl`, `metadata.csv` or
-`metadata.jsonl`, with a column `file`, `file_name`, `image` or `path` and a column `caption` or `text`) or,
-without one, from `NAME.txt` (a caption a line) or `NAME.json` ({"caption": ...}, one or a list) beside each
-picture.
+Captions are read from tables (`captions` or `metadata`, `.csv`, `.tsv` or `.jsonl`, with a column `file`, `file_name`,
+`image` or `path` and a column `caption` or `text`), which may lie in the folder itself or in those of its splits, and
+from `NAME.txt` or `NAME.caption` (a caption a line) or `NAME.json` ({"caption": ...}, one or a list) beside each
+picture that no table has a caption for.
 """
 
+import copy
 import hashlib
 import json
 import operator
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from dalle_2.data.abs_dataset import AbsDataset, Example
-from dalle_2.data.caption_files import TABLES, read_captions
-from dalle_2.data.folders import Unreachable, open_folder
+from dalle_2.data.caption_files import TABLES, Captions, is_about_captions, is_table, read_captions
+from dalle_2.data.file_names import composed
+from dalle_2.data.folders import Listed, Unreachable, open_folder
+from dalle_2.data.skipped import (
+    BAD_CAPTION,
+    DAMAGED,
+    EMPTY_FILE,
+    FOLLOW,
+    MISSING,
+    NO_CAPTION,
+    NOT_A_PICTURE,
+    OUTSIDE,
+    TOO_LARGE,
+    Marks,
+    Skipped,
+    SkipReport,
+    listed,
+)  # fmt: skip
 from dalle_2.errors import DataError, UsageError
 from dalle_2.images import from_pil, open_image
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-NO_CAPTION = "no caption"
-EMPTY_FILE = "empty file"
-NOT_A_PICTURE = "not a picture"
-TOO_LARGE = "too large"
-OUTSIDE = "leads out of the folder"
-DAMAGED = "damaged or truncated"
-
-
-class Skipped(NamedTuple):
-    """A picture that is left out, and why."""
-
-    name: str
-    reason: str
-    detail: str = ""
-
-
-class SkipReport(NamedTuple):
-    """What a folder left out so far. As text: a line a reason, with the names."""
-
-    found: int
-    skipped: tuple[Skipped, ...]
-
-    @property
-    def names(self) -> dict[str, tuple[str, ...]]:
-        """Sorted names by reason."""
-        reasons = sorted({item.reason for item in self.skipped})
-        return {
-            reason: tuple(sorted(s.name for s in self.skipped if s.reason == reason)) for reason in reasons
-        }
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of pictures by reason."""
-        return {reason: len(names) for reason, names in self.names.items()}
-
-    def __str__(self) -> str:
-        left = len(self.skipped)
-        if not left:
-            return f"all {self.found} pictures used"
-        lines = (f"  {reason} ({len(names)}): {_listed(names)}" for reason, names in self.names.items())
-        return "\n".join([f"{self.found - left} of {self.found} pictures used, {left} skipped", *lines])
+OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx", ".arrow")  # that may be what was meant
 
 
 class _EmptyFile(DataError):
     pass
-
-
-@runtime_checkable
-class Skipping(Protocol):
-    """A data set that may leave pictures out, and says which."""
-
-    def report(self) -> SkipReport: ...
 
 
 class ImageFolder(AbsDataset):
@@ -86,12 +55,14 @@ class ImageFolder(AbsDataset):
 
     resize: "crop" the middle square, "squash", or "pad" with white. on_error: "skip" replaces a picture that
     can't be read by the next one that can (its own caption with it), so that length and indices stay as they
-    are, and `report` names it; "raise" raises DataError. A picture without a caption, or behind a link that
-    leads out of the folder, is left out and reported. Of several captions, one is chosen by `seed` and the
-    picture's name, the same one every time. Pictures are opened when they are first asked for.
+    are, and `report` names it; "raise" raises DataError. A picture without a caption that can be read, one that a
+    table names and that isn't there, and one behind a link that leads out of the folder are left out and reported.
+    follow_links: read what links, and names in tables, lead to outside as well; what a snapshot in the cache of the
+    Hugging Face hub links to is inside. Of several captions, one is chosen by `seed` and the picture's name, the same
+    one every time. Pictures are opened when they are first asked for, in any process: `report` knows of all of them.
 
     Raises DataError if the folder is missing or empty, holds no picture that can be read, none with a
-    caption, or captions that make no sense; UsageError for a wrong argument.
+    caption, or tables that make no sense; UsageError for a wrong argument.
     """
 
     def __init__(
@@ -102,18 +73,21 @@ class ImageFolder(AbsDataset):
         resize: Literal["crop", "squash", "pad"] = "crop",
         on_error: Literal["skip", "raise"] = "skip",
         seed: int = 0,
+        follow_links: bool = False,
     ) -> None:
         if size < 1 or resize not in ("crop", "squash", "pad") or on_error not in ("skip", "raise"):
             raise UsageError(
                 f"size must be at least 1, resize crop, squash or pad, on_error skip or raise; "
                 f"got {size}, {resize!r}, {on_error!r}"
             )
-        self._folder = open_folder(root)
+        self._folder = open_folder(root, follow_links=follow_links)
         self.name = PurePosixPath(self._folder.label.replace("\\", "/")).name or "folder"
         self.size, self.resize, self.on_error, self.seed = size, resize, on_error, seed
         self._skipped: dict[str, Skipped] = {}
-        self._captions = self._captioned(self._folder.names())
+        self._captions = self._captioned(self._folder.listed())
         self._names = tuple(self._captions)
+        self._marks = Marks(len(self._names))
+        self._fingerprint: str | None = None
         self._example(0)  # a folder without any readable picture is refused here, not in the middle of a run
 
     def __len__(self) -> int:
@@ -127,9 +101,9 @@ class ImageFolder(AbsDataset):
 
     def read(self, index: int) -> Example | None:
         """Example `index` itself, or None if its picture can't be read."""
-        name = self._names[index]
-        if name in self._skipped:
+        if self._marks[index] is not None:
             return None
+        name = self._names[index]
         try:
             return Example(self._pixels(name), self.caption(index))
         except Unreachable:
@@ -141,6 +115,7 @@ class ImageFolder(AbsDataset):
                     f"repair it, remove it, or let on_error be 'skip'"
                 ) from error
             self._skip(name, _reason(error), str(error))
+            self._marks[index] = _reason(error)
             return None
 
     def file(self, index: int) -> str:
@@ -150,7 +125,7 @@ class ImageFolder(AbsDataset):
     def caption(self, index: int) -> str:
         """The caption that goes with picture `index`."""
         captions = self.captions(index)
-        chosen = zlib.crc32(f"{self.seed}/{self._names[index]}".encode("utf-8", "surrogateescape"))
+        chosen = zlib.crc32(f"{self.seed}/{composed(self._names[index])}".encode("utf-8", "surrogateescape"))
         return captions[chosen % len(captions)]
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -164,43 +139,78 @@ class ImageFolder(AbsDataset):
         return self.report()
 
     def report(self) -> SkipReport:
-        """What was left out so far: complete after one epoch, as pictures are opened when asked for."""
-        skipped = tuple(self._skipped.copy().values())
-        without_caption = sum(item.name not in self._captions for item in skipped)
-        return SkipReport(len(self) + without_caption, skipped)
+        """What was left out so far: complete after one epoch, as pictures are opened when asked for.
+
+        What a DataLoader's processes met has no `detail` here.
+        """
+        elsewhere = {self._names[index]: reason for index, reason in self._marks.all().items()}
+        items = {name: Skipped(name, reason) for name, reason in elsewhere.items()} | self._skipped.copy()
+        without_caption = sum(item.picture and item.name not in self._captions for item in items.values())
+        return SkipReport(len(self) + without_caption, tuple(items.values()))
 
     def fingerprint(self) -> str:
-        """Follows from the pictures' names, sizes in bytes, captions and cut; not from `size`."""
-        digest = hashlib.sha256(f"{self.resize}/{self.seed}\n".encode())
-        for name, captions in self._captions.items():
-            row = json.dumps([name, self._bytes(name), captions])
-            digest.update(row.encode() + b"\n")
-        return digest.hexdigest()
+        """Follows from the pictures' names in the folder, sizes in bytes, captions and cut; not from `size`, and not
+        from where the folder lies. Computed once."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(f"{self.resize}/{self.seed}\n".encode())
+            for name, captions in self._captions.items():
+                row = json.dumps([composed(name), self._bytes(name), captions])
+                digest.update(row.encode() + b"\n")
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
-    def _captioned(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        inside = self._inside(names)
-        pictures = list(filter(_is_picture, inside))
-        captions = read_captions(self._folder, pictures, frozenset(inside))
+    def at_size(self, size: int) -> "ImageFolder":
+        """The same pictures fitted to another size, without listing them anew; both report the same ones left out."""
+        other = copy.copy(self)
+        other.size = size
+        return other
+
+    def _captioned(self, found: Listed) -> Captions:
+        """The captions of those pictures that have some, in the order of their names."""
+        for name in found.outside:
+            if _is_picture(name) or is_about_captions(name) or name.endswith("/"):
+                self._skip(name, OUTSIDE, picture=_is_picture(name))
+        pictures = list(filter(_is_picture, found.names))
+        captions, skipped = read_captions(self._folder, pictures, found.names)
+        for item in skipped:
+            self._leave_out(item)
         if not captions:
-            links = f" (not followed out of it: {_listed(sorted(self._skipped))})" if self._skipped else ""
-            expected = ", ".join(EXTENSIONS)
-            raise DataError(
-                f"{self._folder.label} holds no pictures{links}: expected files named *{expected}"
-            )
-        for name in (name for name in captions if not captions[name]):
+            raise DataError(self._no_pictures())
+        for name in (name for name in captions if not captions[name] and name not in self._skipped):
             self._skip(name, NO_CAPTION)
-        if all(name in self._skipped for name in captions):
-            raise DataError(
-                f"none of the {len(captions)} pictures in {self._folder.label} has a caption: "
-                f"put NAME.txt beside NAME.png, or a table {TABLES[0]} into the folder"
-            )
-        return {name: captions[name] for name in sorted(captions) if captions[name]}
+        if not any(captions.values()):
+            raise DataError(self._no_captions(found.names, len(captions)))
+        return {name: captions[name] for name in sorted(captions, key=composed) if captions[name]}
 
-    def _inside(self, names: Sequence[str]) -> list[str]:
-        outside = {name for name in names if self._folder.is_link(name) and self._folder.escapes(name)}
-        for name in sorted(name for name in outside if _is_picture(name) or name.endswith("/")):
-            self._skip(name, OUTSIDE)
-        return [name for name in names if name not in outside]
+    def _leave_out(self, item: Skipped) -> None:
+        if self.on_error == "raise":
+            raise DataError(
+                f"{self._folder.label}/{item.name} can't be used ({item.reason}: {item.detail}): "
+                f"repair it, or let on_error be 'skip'"
+            )
+        self._skipped[item.name] = item
+
+    def _no_pictures(self) -> str:
+        outside = self._outside()
+        links, hint = (f" (not followed out of it: {listed(outside)})", f"; {FOLLOW}") if outside else ("", "")
+        return f"{self._folder.label} holds no pictures{links}: expected files named *{', '.join(EXTENSIONS)}{hint}"
+
+    def _no_captions(self, names: Iterable[str], count: int) -> str:
+        """What to say where no picture has a caption: why the first can't be read, or how captions are given."""
+        unread = next((item.detail for item in self._skipped.values() if item.reason == BAD_CAPTION), None)
+        if unread is not None:
+            return unread
+        others = [name for name in names if name.lower().endswith(OTHER_TABLES) and not is_table(name)]
+        outside = [name for name in self._outside() if not _is_picture(name)]
+        links = f"; not followed out of the folder: {listed(outside)}; {FOLLOW}" if outside else ""
+        return (
+            f"none of the {count} pictures in {self._folder.label} has a caption: put NAME.txt beside NAME.png, or a "
+            f"table {', '.join(TABLES[:-1])} or {TABLES[-1]} into the folder"
+            + (f" ({listed(others, 3)} is not read)" if others else links)
+        )
+
+    def _outside(self) -> list[str]:
+        return sorted(item.name for item in self._skipped.values() if item.reason == OUTSIDE)
 
     def _example(self, index: int) -> Example:
         """Example `index`, or the next that can be read, all the way round."""
@@ -208,9 +218,7 @@ class ImageFolder(AbsDataset):
         example = next((example for example in examples if example is not None), None)
         if example is None:
             counts = ", ".join(f"{count} {reason}" for reason, count in self.report().counts.items())
-            raise DataError(
-                f"none of the {len(self)} captioned pictures in {self._folder.label} can be read: {counts}"
-            )
+            raise DataError(f"none of the {len(self)} captioned pictures in {self._folder.label} can be read: {counts}")
         return example
 
     def _bytes(self, name: str) -> int:
@@ -224,13 +232,11 @@ class ImageFolder(AbsDataset):
             raise _EmptyFile("the file has 0 bytes")
         with self._folder.local(name) as path:
             fitted = from_pil(open_image(path), self.size, self.resize)
-        pixels: np.ndarray = (
-            ((fitted + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
-        )
+        pixels: np.ndarray = ((fitted + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
         return pixels
 
-    def _skip(self, name: str, reason: str, detail: str = "") -> None:
-        self._skipped[name] = Skipped(name, reason, detail)
+    def _skip(self, name: str, reason: str, detail: str = "", *, picture: bool = True) -> None:
+        self._skipped[name] = Skipped(name, reason, detail, picture)
 
 
 def _is_picture(name: str) -> bool:
@@ -242,12 +248,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, _EmptyFile):
         return EMPTY_FILE
     met = error.__context__
+    if FileNotFoundError in (type(error), type(met)):
+        return MISSING
     if isinstance(met, UnidentifiedImageError):
         return NOT_A_PICTURE
     return TOO_LARGE if isinstance(met, DataError | Image.DecompressionBombError) else DAMAGED
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    # A name may hold line breaks, terminal commands or bytes that are no text.
-    shown = [name if name.isprintable() else ascii(name)[1:-1] for name in names[:most]]
-    return ", ".join([*shown, f"... and {len(names) - most} more"] if len(names) > most else shown)

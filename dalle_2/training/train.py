@@ -14,7 +14,7 @@ from dalle_2.config import Settings, parse
 from dalle_2.data.abs_dataset import AbsDataset
 from dalle_2.data.dataset import data_fingerprint, load_dataset, skip_report
 from dalle_2.data.embeddings import EmbeddingStore
-from dalle_2.data.image_folder import SkipReport
+from dalle_2.data.skipped import SkipReport
 from dalle_2.errors import CheckpointError, ConfigError, UsageError
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
