@@ -21,6 +21,9 @@ HERE = "."  # the source of presets that leave the folder open
 def train(
     what: Annotated[list[str] | None, typer.Argument(help=WHAT, show_default=False)] = None,
     data: Annotated[str | None, typer.Option(help="Train on this folder of captioned pictures, or s3://...")] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Read what links in the folder, and names in tables, lead to.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="The pipeline's folder; by default trained_models/NAME.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="key=value over the recipe, e.g. decoder.run.images=50000.")
@@ -48,7 +51,8 @@ def train(
     from dalle_2.presets import resolve
     from dalle_2.training.paper import PAPER
 
-    recipe = resolve(names, data=data, changes=changes or [], scale=scale)
+    links = ["data.options.follow_links=true"] if follow_links else []
+    recipe = resolve(names, data=data, changes=[*(changes or []), *links], scale=scale)
     if names and names[0] in PAPER:  # one column of the paper's table
         stages = (PAPER[names[0]].stage,)
     if show:

@@ -83,6 +83,13 @@ class Redrawn(Protocol):
     def image(self, index: int, size: int) -> np.ndarray: ...
 
 
+@runtime_checkable
+class Resizable(Protocol):
+    """A data set that gives the same pictures at another size without reading anew what they are."""
+
+    def at_size(self, size: int) -> AbsDataset: ...
+
+
 def data_fingerprint(dataset: AbsDataset) -> str:
     """Two data sets with one fingerprint hold the same pictures and captions by number; their `size` may
     differ.

@@ -87,7 +87,7 @@ class ImageFolder(AbsDataset):
         self._captions = self._captioned(self._folder.listed())
         self._names = tuple(self._captions)
         self._marks = Marks(len(self._names))
-        self._fingerprint: str | None = None
+        self._fingerprint: dict[str, str] = {}  # which `at_size` hands on before it is known
         self._example(0)  # a folder without any readable picture is refused here, not in the middle of a run
 
     def __len__(self) -> int:
@@ -151,13 +151,14 @@ class ImageFolder(AbsDataset):
     def fingerprint(self) -> str:
         """Follows from the pictures' names in the folder, sizes in bytes, captions and cut; not from `size`, and not
         from where the folder lies. Computed once."""
-        if self._fingerprint is None:
-            digest = hashlib.sha256(f"{self.resize}/{self.seed}\n".encode())
+        key = f"{self.resize}/{self.seed}"
+        if key not in self._fingerprint:
+            digest = hashlib.sha256(f"{key}\n".encode())
             for name, captions in self._captions.items():
                 row = json.dumps([composed(name), self._bytes(name), captions])
                 digest.update(row.encode() + b"\n")
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+            self._fingerprint[key] = digest.hexdigest()
+        return self._fingerprint[key]
 
     def at_size(self, size: int) -> "ImageFolder":
         """The same pictures fitted to another size, without listing them anew; both report the same ones left out."""

@@ -24,8 +24,9 @@ Sight = Literal["image", "text"]
 
 
 class DataSettings(Settings):
-    """`source`: the name of a data set, or a folder. `options` go to its constructor, `clip_options` only while CLIP
-    trains (hard negatives, say). `shuffle` is off for endless procedural sets."""
+    """`source`: the name of a data set, or a folder. `options` go to its constructor (`follow_links` lets a folder read
+    what lies outside), `clip_options` only while CLIP trains (hard negatives, say). `shuffle` is off for endless
+    procedural sets."""
 
     source: str = "shapes"
     options: dict[str, Any] = Field(default_factory=dict)

@@ -12,7 +12,7 @@ import torch
 
 from dalle_2.config import Settings, parse
 from dalle_2.data.abs_dataset import AbsDataset
-from dalle_2.data.dataset import data_fingerprint, load_dataset, skip_report
+from dalle_2.data.dataset import Resizable, data_fingerprint, load_dataset, skip_report
 from dalle_2.data.embeddings import EmbeddingStore
 from dalle_2.data.skipped import SkipReport
 from dalle_2.errors import CheckpointError, ConfigError, UsageError
@@ -28,6 +28,7 @@ from dalle_2.training.beside import beside
 from dalle_2.training.card import training_card
 from dalle_2.training.embed import embed
 from dalle_2.training.ground import Ground
+from dalle_2.training.placeless import placeless, without_place
 from dalle_2.training.progress import Counting, Reporter, Silent, Telling, relay_to
 from dalle_2.training.recipe import Recipe, UpsamplerStage
 from dalle_2.training.stages import ASIDE, BASES, STAGES, UPSAMPLERS
@@ -79,6 +80,7 @@ class Training:
         self.run = self.out / "run"
         self.reporter: Reporter = reporter or Silent()
         self._read: list[AbsDataset] = []
+        self._listed: dict[str, Resizable] = {}  # a folder of a million pictures is listed once
 
     @property
     def skipped(self) -> SkipReport | None:
@@ -260,7 +262,13 @@ class Training:
         options = {**data.options, **(options or {})}
         if data.source == PROCEDURAL:
             options["length"] = PROCEDURAL_LENGTH if endless else self.recipe.embeddings
-        return load_dataset(data.source, size, options=options)
+        key = json.dumps(options, sort_keys=True, default=str)
+        if key not in self._listed:
+            dataset = load_dataset(data.source, size, options=options)
+            if not isinstance(dataset, Resizable):
+                return dataset
+            self._listed[key] = dataset
+        return self._listed[key].at_size(size)
 
     def _clip_size(self) -> int:
         return int(self.encoder.model.image_size)
@@ -285,7 +293,7 @@ class Training:
         if self.recipe.data.source != PROCEDURAL:
             data["pictures"] = data_fingerprint(self._dataset(ANY_SIZE))
         identity = {
-            "settings": settings.model_dump(mode="json"), "data": data,
+            "settings": settings.model_dump(mode="json"), "data": without_place(data),
             "seed": self.recipe.seed, "embeddings": self.recipe.embeddings if stage != "clip" else None,
             "clip": self._encoder_id() if stage != "clip" else None,
             "directions": self.recipe.directions if stage != "clip" else None,
@@ -303,7 +311,7 @@ class Training:
     def _base_begun(self, base: str) -> dict[str, Any] | None:
         """What every length of a run shares: a stage may go on from one that was trained longer."""
         path = self._begun(base)
-        return without(json.loads(path.read_text()), FREE) if path.exists() else None
+        return without(placeless(json.loads(path.read_text())), FREE) if path.exists() else None
 
     def _begun(self, stage: str) -> Path:
         return self.run / stage / "begun.json"
@@ -338,7 +346,7 @@ class Training:
 
     def _written(self, path: Path, stage: str) -> dict[str, Any]:
         """A stage's identity as it was written; settings that are newer than it have their defaults."""
-        identity: dict[str, Any] = json.loads(path.read_text())
+        identity: dict[str, Any] = placeless(json.loads(path.read_text()))
         with suppress(ConfigError):  # one that is gone shows as a difference
             settings = parse(type(getattr(self.recipe, stage)), identity["settings"])
             identity["settings"] = settings.model_dump(mode="json")
