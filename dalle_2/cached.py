@@ -1,8 +1,9 @@
 """What lies in the local cache of the Hugging Face hub, whole or in part; wants neither network nor hub client."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from dalle_2.errors import CheckpointError
@@ -11,14 +12,13 @@ from dalle_2.paths import hub_cache
 
 SAFE, PICKLED = "*.safetensors", "*.bin"  # a pickle only in a folder that has nothing else
 INDEX, MANIFEST = "model_index.json", "pipeline.json"  # of a pipeline in the layout of diffusers, and in ours
-AGAIN = ("open_clip_*", "*.fp16.*")  # weights that the hub has in the form that is read, too
-# Of a CLIP, in order of preference; an index lists the files of a model in several parts.
+AGAIN = "open_clip_*"  # weights that the hub has in the form that is read, too
+# Of a model as diffusers or transformers write it, in order of preference; any in full precision before all in half.
 WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+    "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
+)  # fmt: skip
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+VARIANTS = ("", "fp16", "bf16")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # in one form or the other
 
 
@@ -40,10 +40,25 @@ def cached_clip(repo: str) -> Path | None:
     folder = cached(repo)
     if folder is None or not _all(folder, ["config.json"]):
         return None
-    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    weights = weights_in(folder)
     if weights is None or not any(_all(folder, names) for names in TOKENIZER_FILES):
         return None
     return folder if _all(folder, parts_of(weights)) else None
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of a model's weights in a folder, or the index of several; None if there is none.
+
+    Full precision if there is some, else half of it; also where only the index of the full weights came along. Raises
+    CheckpointError as `parts_of`.
+    """
+    found = [path for variant in VARIANTS if (path := _of_variant(folder, variant)) is not None]
+    return next((path for path in found if _all(folder, parts_of(path))), found[0] if found else None)
+
+
+def _of_variant(folder: Path, variant: str) -> Path | None:
+    names = (form for name in WEIGHT_FILES for form in _forms(name, variant))
+    return next((path for name in names if (path := folder / name).is_file()), None)
 
 
 def parts_of(weights: Path) -> list[str]:
@@ -60,9 +75,14 @@ def parts_of(weights: Path) -> list[str]:
     return sorted({Path(name).name for name in table.values()})
 
 
-def is_read(name: str) -> bool:
-    """Whether a file of the hub is none of those that are left out."""
-    return not any(fnmatch(name, form) for form in AGAIN)
+def read_forms(paths: Iterable[PurePath]) -> list[PurePath]:
+    """Files of the hub without those that repeat what others of the same folder hold: half precision where the full is
+    there, and what is for open_clip."""
+    paths = [path for path in paths if not fnmatch(path.name, AGAIN)]
+    best: dict[PurePath, int] = {}
+    for path in (path for path in paths if _is_weights(path) and path.name.startswith(STEMS)):
+        best[path.parent] = min(_variant(path), best.get(path.parent, len(VARIANTS)))
+    return [path for path in paths if _variant(path) <= best.get(path.parent, 0)]
 
 
 def begun(repo: str) -> bool:
@@ -101,5 +121,23 @@ def _all(folder: Path, names: list[str] | tuple[str, ...]) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    found = [path for form in (SAFE, PICKLED) for path in folder.glob(form)]
-    return any(path.is_file() and is_read(path.name) for path in found)  # no link that leads nowhere
+    found = (path for path in folder.iterdir() if _is_weights(path) and not fnmatch(path.name, AGAIN))
+    return any(path.is_file() for path in found)  # no link that leads nowhere
+
+
+def _is_weights(path: PurePath) -> bool:
+    return fnmatch(path.name, SAFE) or fnmatch(path.name, PICKLED)
+
+
+def _variant(path: PurePath) -> int:
+    """Which of VARIANTS a file is by its name, in one part or several, weights or their index."""
+    return next((at for at, name in enumerate(VARIANTS) if name and re.search(rf"\.{name}[.-]", path.name)), 0)
+
+
+def _forms(name: str, variant: str) -> list[str]:
+    """What the weights of a variant are called, and the index of several files, which has had three names so far."""
+    if not variant:
+        return [name, f"{name}.index.json"]
+    stem, _, suffix = name.rpartition(".")
+    one = f"{stem}.{variant}.{suffix}"
+    return [one, f"{name}.index.{variant}.json", f"{name}.{variant}.index.json", f"{one}.index.json"]

@@ -11,10 +11,10 @@ import re
 import shutil
 from collections.abc import Iterable
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
-from dalle_2.cached import PICKLED, SAFE, cached, home, is_read
+from dalle_2.cached import PICKLED, SAFE, cached, home, read_forms
 from dalle_2.errors import CheckpointError, HubError
 from dalle_2.json_file import read_object
 from dalle_2.paths import accepted_licences, atomic_write_text, hub_cache, is_disk_full
@@ -62,12 +62,11 @@ def _accepted() -> list[str]:
 
 def needed(names: Iterable[str]) -> list[str]:
     """Of a repository's files those that are read: settings, tokenizers, and one form of the weights a folder."""
-    paths = [PurePosixPath(name) for name in names]
-    paths = [path for path in paths if not path.is_absolute() and ".." not in path.parts]
-    wanted = [path for path in paths if is_read(path.name)]
+    paths = map(PurePosixPath, names)
+    wanted = read_forms(path for path in paths if not path.is_absolute() and ".." not in path.parts)
     safe = {path.parent for path in wanted if fnmatch(path.name, SAFE)}
 
-    def read(path: PurePosixPath) -> bool:
+    def read(path: PurePath) -> bool:
         forms = (*SETTINGS, SAFE) if path.parent in safe else (*SETTINGS, PICKLED)
         return any(fnmatch(path.name, form) for form in forms)
 

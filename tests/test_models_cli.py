@@ -292,7 +292,7 @@ def test_a_part_that_an_index_names_is_fetched_too(online: FakeHub, lacking: str
     assert cached(KARLO) is None
     assert find_pipeline("karlo") == folder
     assert (folder / lacking).is_dir()
-    (folder / WEIGHTS).rename((folder / WEIGHTS).with_suffix(".fp16.safetensors"))  # a form that is not read
+    (folder / WEIGHTS).rename((folder / WEIGHTS).with_suffix(".msgpack"))  # a form that is not read
     assert cached(KARLO) is None
     shutil.rmtree(folder)
     folder.mkdir()

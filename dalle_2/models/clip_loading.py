@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dalle_2 import hub
-from dalle_2.cached import WEIGHT_FILES, cached_clip, parts_of
+from dalle_2.cached import WEIGHT_FILES, cached_clip, parts_of, weights_in
 from dalle_2.config import parse
 from dalle_2.errors import CheckpointError, HubError, MissingExtra, UsageError
 from dalle_2.json_file import read_object
@@ -153,7 +153,7 @@ def _open_clip() -> Any:
 
 
 def _folder_tensors(folder: Path) -> dict[str, Tensor]:
-    found = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    found = weights_in(folder)
     if found is None:
         raise CheckpointError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
     return {name: tensor for part in parts_of(found) for name, tensor in read_tensors(folder / part).items()}

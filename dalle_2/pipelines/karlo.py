@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dalle_2 import __version__
-from dalle_2.cached import parts_of
+from dalle_2.cached import WEIGHT_FILES, parts_of, weights_in
 from dalle_2.config import Settings, parse
 from dalle_2.copies import place
 from dalle_2.errors import CheckpointError, ConfigError
@@ -62,10 +62,6 @@ CLASSES = {
     "super_res_scheduler": "UnCLIPScheduler",
 }
 TOWERS = {"text": "text_encoder", "vision": "image_encoder"}
-ONE_FILE = (
-    "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
-)  # fmt: skip
-WEIGHTS = [form for name in ONE_FILE for form in (name, f"{name}.index.json")]  # which lists the files of several
 NOT_NEEDED = ("prior", "prior_scheduler", "image_encoder")
 SAMPLER = "ddpm"
 AT_ONCE = 32  # tensors converted before their file's pages are let go
@@ -333,10 +329,10 @@ class KarloParts:
         return {name: tensor for file in self._files(part) for name, tensor in read_tensors(file).items()}
 
     def _files(self, part: str) -> list[Path]:
-        """One file or several, safetensors first."""
-        found = next((path for name in WEIGHTS if (path := self.folder / part / name).is_file()), None)
+        """One file or several."""
+        found = weights_in(self.folder / part)
         if found is None:
-            raise CheckpointError(f"{self.folder / part} holds no weights: expected one of {', '.join(ONE_FILE)}")
+            raise CheckpointError(f"{self.folder / part} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
         return [found.parent / name for name in parts_of(found)]
 
 
