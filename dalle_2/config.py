@@ -9,6 +9,7 @@ Example::
     override(RunSettings(), {"decoder.steps": "20"})
 """
 
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from dalle_2.errors import ConfigError
+from dalle_2.plain_text import NotText, decoded
 
 
 class Settings(BaseModel):
@@ -68,8 +70,8 @@ def override(settings: S, changes: Mapping[str, Any]) -> S:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The content of a TOML file. Raises ConfigError if it is missing or not TOML."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(decoded(Path(os.path.expanduser(path)).read_bytes()))
+    except (tomllib.TOMLDecodeError, NotText) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}") from None
     except OSError as error:
         raise ConfigError(f"can't read the settings file {path}: {error.strerror}") from None

@@ -10,7 +10,7 @@ from dalle_2.errors import CheckpointError
 def read_object(path: Path, missing: str) -> dict[str, Any]:
     """The object in a file. Raises CheckpointError, with the sentence `missing` where there is no file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # which takes a byte order mark, too
     except FileNotFoundError:
         raise CheckpointError(missing) from None
     except (OSError, ValueError, RecursionError) as error:

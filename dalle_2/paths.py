@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import os
+import re
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,22 @@ GENERATIONS = Path("generations")
 TRAINED_MODELS = Path("trained_models")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """The path with "~" as somebody's home folder; a name that only looks like it, "~draft.png", stays a name."""
+    return Path(os.path.expanduser(path))
+
+
+def quoted(path: str | os.PathLike[str], system: str = os.name) -> str:
+    """A path as a command that somebody copies into a shell needs it: in quotes where it holds a space or the like.
+
+    system: "nt" quotes as both shells of Windows read it, anything else as those of Unix do.
+    """
+    text = os.fspath(path)
+    if system != "nt":
+        return shlex.quote(text)
+    return text if re.fullmatch(r"[\w.:\\/~-]+", text) else f'"{text}"'
 
 
 @contextmanager

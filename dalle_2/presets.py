@@ -17,6 +17,7 @@ from dalle_2.models.draft import DraftConfig
 from dalle_2.models.layers.text_transformer import TextConfig
 from dalle_2.models.prior import PriorConfig
 from dalle_2.models.upsampler import UpsamplerConfig
+from dalle_2.paths import at_home
 from dalle_2.published import DEFAULT_CLIP
 from dalle_2.training.paper import PAPER, PAPER_RECIPE
 from dalle_2.training.recipe import (
@@ -252,9 +253,9 @@ def on_folder(recipe: Recipe, folder: str | Path) -> Recipe:
     """
     source = DataSettings(source=folder_source(folder))
     if recipe.clip.encoder is not None:
-        return recipe.model_copy(update={"name": Path(folder).resolve().name, "data": source})
+        return recipe.model_copy(update={"name": at_home(folder).resolve().name, "data": source})
     encoder = DEFAULT_CLIP if cached_clip(DEFAULT_CLIP) else None
-    named = recipe.model_copy(update={"name": Path(folder).resolve().name, "data": source})
+    named = recipe.model_copy(update={"name": at_home(folder).resolve().name, "data": source})
     return override(named, {**_OF_A_FOLDER, **_instead_of_a_draft(recipe), "clip.encoder": encoder})
 
 
@@ -271,7 +272,7 @@ def folder_source(folder: str | Path) -> str:
 
     An address is taken as it is, and only as text: a Path would make one slash of its two.
     """
-    return f"folder:{folder if '://' in str(folder) else Path(folder).expanduser().resolve()}"
+    return f"folder:{folder if '://' in str(folder) else at_home(folder).resolve()}"
 
 
 def _pair(change: str) -> tuple[str, str]:

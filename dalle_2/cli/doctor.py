@@ -256,7 +256,7 @@ def _pipelines() -> Section:
 
 def _pipeline(folder: Path) -> str:
     try:
-        files = list(_files(json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))))
+        files = list(_files(json.loads((folder / "pipeline.json").read_bytes())))
     except (OSError, ValueError) as error:
         return f"damaged: pipeline.json can't be read ({error})"
     wrong = [name for name, digest in files if not _intact(folder / name, digest)]

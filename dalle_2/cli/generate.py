@@ -1,6 +1,5 @@
 """`dalle2 generate PROMPT...`: make pictures from prompts."""
 
-import sys
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
 from dalle_2.sampling.options import Threshold, TokenOptions
 from dalle_2.sampling.sampler_names import NAMES, sampler_name
+from dalle_2.text.prompt_files import prompts_from
 from dalle_2.text.prompts import check_prompts
 
 
@@ -26,7 +26,9 @@ def generate(
     ] = None,
     prompts_file: Annotated[
         str | None,
-        typer.Option("--prompts", metavar="FILE", help="More prompts, one a line; - is standard input."),
+        typer.Option(
+            "--prompts", metavar="FILE", help=r"More prompts, one a line, # for comments, \# for #; - is stdin."
+        ),
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures for each prompt.")] = 1,
     best_of: Annotated[int, typer.Option(min=1, help="Make so many for each, and keep those CLIP finds closest.")] = 1,
@@ -97,7 +99,7 @@ def generate(
     dalle2 generate "a red circle above a blue square" --n 4 --seed 7
     """
     # All that can be wrong without a model is found before torch is loaded, which takes seconds.
-    wanted = check_prompts([*(prompts or []), *_from_file(prompts_file)])
+    wanted = check_prompts([*(prompts or []), *([] if prompts_file is None else prompts_from(prompts_file))])
     if not 0 <= eta < 1:
         raise UsageError(f"eta must be at least 0 and below 1, got {eta}: 0 is deterministic")
     if prior == "ar" and prior_sampler is not None:
@@ -156,21 +158,6 @@ def _made(
 
             made = iter(reranked(loaded, list(made), n, of=n * best_of))
         run.save(made)
-
-
-def _from_file(name: str | None) -> list[str]:
-    """The lines of a file that hold something. Raises UsageError if it can't be read."""
-    if name is None:
-        return []
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"can't read prompts from {name}: {reason}") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UsageError(f"{'standard input' if name == '-' else name} holds no prompt: write one a line")
-    return lines
 
 
 def _samplers(every: str | None, own: dict[str, str | None]) -> dict[str, str]:

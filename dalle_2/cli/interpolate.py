@@ -1,6 +1,5 @@
 """`dalle2 interpolate FIRST SECOND`: pictures between two pictures or two captions."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,7 +7,7 @@ import typer
 from dalle_2.cli import options
 from dalle_2.cli.run import edit
 from dalle_2.errors import DataError, UsageError
-from dalle_2.paths import GENERATIONS
+from dalle_2.paths import GENERATIONS, at_home
 from dalle_2.pipelines.find import DEFAULT
 
 
@@ -41,7 +40,7 @@ def interpolate(
         raise UsageError("--prior is for captions, and these are pictures: leave it out, or say --captions")
     if captions and fixed:
         raise UsageError("--fixed-noise is for pictures: captions have one noise in any case")
-    missing = [] if captions else [end for end in (first, second) if not Path(end).exists()]
+    missing = [] if captions else [end for end in (first, second) if not at_home(end).exists()]
     if missing:
         raise DataError(f"there is no file {missing[0]}: if it is a caption, say --captions")
 
@@ -55,7 +54,7 @@ def interpolate(
         if captions:
             return interpolate_captions(loaded, first, second, n, seed=chosen, settings=settings, on_step=on_step)
         noise: Any = "fixed" if fixed else "slerp"
-        ends = open_image(first), open_image(second)
+        ends = open_image(at_home(first)), open_image(at_home(second))
         return between(loaded, *ends, n, noise=noise, seed=chosen, settings=settings, on_step=on_step)
 
     edit(

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from dalle_2.cli.home import knowing_home
+from dalle_2.cli.streams import show_what_can_be_shown
 from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.paths import is_disk_full
 from dalle_2.threads import wait_asleep
@@ -89,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
     wait_asleep()  # before anything loads torch
     arguments, debug = _take_debug(sys.argv[1:] if argv is None else argv)
+    show_what_can_be_shown()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         # Without typer's own handling, so that every error has one form and one place.
@@ -171,7 +174,7 @@ def _first_line(error: Exception) -> str:
 def _load(name: str) -> Any:
     file = name.replace("-", "_")
     module = importlib.import_module(f"dalle_2.cli.{file}")
-    return typer.main.get_command(getattr(module, "app", None) or _alone(name, getattr(module, file)))
+    return typer.main.get_command(knowing_home(getattr(module, "app", None) or _alone(name, getattr(module, file))))
 
 
 def _alone(name: str, function: Callable[..., Any]) -> typer.Typer:

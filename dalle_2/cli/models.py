@@ -1,6 +1,5 @@
 """`dalle2 models`: what can be used, fetching what others have published, and changing one layout into another."""
 
-import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +12,7 @@ from dalle_2 import copies as kept
 from dalle_2 import hub
 from dalle_2.cached import begun, cached
 from dalle_2.cli.consent import ask, ask_first, show
+from dalle_2.cli.streams import say_json
 from dalle_2.errors import CheckpointError, HubError, UsageError
 from dalle_2.paths import shipped_pipelines
 from dalle_2.pipelines.find import HUB_ID, known_pipelines
@@ -39,7 +39,10 @@ def models() -> None:
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line for each.")] = False) -> None:
     """List the pipelines that are here, and the weights of others that can be fetched or read."""
     for row in [*_here(), *_published(), *_copies()]:
-        typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _as_text(row))
+        if as_json:
+            say_json(row)
+        else:
+            typer.echo(_as_text(row))
 
 
 @app.command()
@@ -78,9 +81,7 @@ def convert(
         Literal["dalle2", "diffusers"],
         typer.Option(help="The layout of the new folder; that of diffusers is for Karlo's shape alone."),
     ] = "dalle2",
-    dtype: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the weights that are written.")
-    ] = "fp32",
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the weights that are written.")] = "fp32",
     clip: Annotated[
         str | None,
         typer.Option(help="OpenAI's ViT-L/14 for Karlo's own files: a folder, or a hub id.", show_default=False),

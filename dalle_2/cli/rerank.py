@@ -1,6 +1,5 @@
 """`dalle2 rerank CAPTION PICTURE...`: pictures in the order in which CLIP finds them close to a caption."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from dalle_2.cli import options
 from dalle_2.cli.stage_progress import loading
+from dalle_2.cli.streams import say_json
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
 from dalle_2.text.prompts import check_prompts
 
@@ -37,5 +37,7 @@ def rerank(
         cosines = closeness(load(found, device=device, dtype=dtype), images, [wanted] * len(images))
     ranked = sorted(zip(pictures, cosines, strict=True), key=lambda one: -one[1])
     for picture, cosine in ranked[:keep]:
-        line = json.dumps({"file": str(picture), "clip": round(cosine, 4)}, ensure_ascii=False)
-        typer.echo(line if as_json else f"{cosine:.4f}  {picture}")
+        if as_json:
+            say_json({"file": str(picture), "clip": round(cosine, 4)})
+        else:
+            typer.echo(f"{cosine:.4f}  {picture}")

@@ -1,6 +1,5 @@
 """One call of a command that makes pictures: where they go, and what is said about them."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import typer
 
 from dalle_2.cli.stage_progress import loading, stage_progress
+from dalle_2.cli.streams import say_json
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.saving import Format, folder_name, output_folder, save_new
 from dalle_2.pipelines.find import find_pipeline
@@ -46,7 +46,7 @@ class Run:
 
     def _say(self, path: Path, generation: Generation) -> None:
         if self.as_json:
-            typer.echo(json.dumps({"file": str(path), **generation.metadata}, ensure_ascii=False))
+            say_json({"file": str(path), **generation.metadata})
         elif not self.quiet:
             typer.echo(f"{path}  seed {generation.seed}  {short(generation.prompt)}".rstrip())
 

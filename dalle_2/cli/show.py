@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dalle_2.cli.streams import say_json
 from dalle_2.errors import DataError
 from dalle_2.metadata import read_metadata
 
@@ -20,7 +21,7 @@ def show(
     found = [(picture, _metadata(picture)) for picture in pictures]
     for picture, metadata in found:
         if as_json:
-            typer.echo(json.dumps({"file": str(picture), **metadata}, ensure_ascii=False))
+            say_json({"file": str(picture), **metadata})
         else:
             typer.echo(f"{picture}\n{_table(metadata)}")
 

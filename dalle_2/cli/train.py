@@ -64,7 +64,7 @@ def train(
 
     from dalle_2.inference.saving import require_place
     from dalle_2.models.placement import choose_device
-    from dalle_2.paths import TRAINED_MODELS
+    from dalle_2.paths import TRAINED_MODELS, quoted
     from dalle_2.training.expectation import expectation
     from dalle_2.training.progress import reporter
     from dalle_2.training.train import Training
@@ -86,7 +86,7 @@ def train(
         if pipeline is None:
             typer.echo(f"stages done: {', '.join(stages)}; the pipeline needs the others too", err=True)
         else:
-            typer.echo(f'{pipeline}\nnow: dalle2 generate "your words" --pipeline {pipeline}')
+            typer.echo(f'{pipeline}\nnow: dalle2 generate "your words" --pipeline {quoted(pipeline)}')
     finally:
         # Whoever wants no progress still wants to know that pictures are missing.
         if training.skipped:

@@ -1,6 +1,5 @@
 """`dalle2 upscale PICTURE...`: enlarge pictures with a pipeline's upsamplers."""
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from dalle_2.cli import options
 from dalle_2.cli.stage_progress import loading, stage_progress
+from dalle_2.cli.streams import say_json
 from dalle_2.inference.saving import folder_name, output_folder, save_new
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
@@ -85,7 +85,7 @@ def upscale(
             stem = f"{pictures[made.index].stem[:100]}-{_size(made.image.size)}px"
             path = save_new(made.image, folder, stem, format, made.metadata)
             if as_json:
-                typer.echo(json.dumps({"file": str(path), **made.metadata}, ensure_ascii=False))
+                say_json({"file": str(path), **made.metadata})
             elif not quiet:
                 typer.echo(f"{path}  seed {made.seed}")
     count = f"{len(images)} picture{'' if len(images) == 1 else 's'}"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dalle_2.errors import UsageError
 from dalle_2.metadata import SUFFIXES, save_image
+from dalle_2.paths import at_home
 
 Format = Literal["jpg", "png"]
 
@@ -24,7 +25,7 @@ def output_folder(out: str | os.PathLike[str]) -> Path:
 
 def folder_name(out: str | os.PathLike[str]) -> Path:
     """A folder for pictures, not made yet. Raises UsageError for the name of a file, and as `require_place` does."""
-    folder = Path(out)
+    folder = at_home(out)
     if folder.is_file() or folder.suffix.lower() in SUFFIXES:
         raise UsageError(f"{folder} names a file: give the folder that the pictures go to")
     return require_place(folder)
@@ -35,7 +36,7 @@ def require_place(out: str | os.PathLike[str]) -> Path:
 
     Raises UsageError where a file is in the way or nothing may be written.
     """
-    folder = Path(out)
+    folder = at_home(out)
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise UsageError(f"{nearest} is a file: name a folder for the results, not {folder}")

@@ -15,6 +15,7 @@ from dalle_2.errors import CheckpointError, HubError, MissingExtra, UsageError
 from dalle_2.json_file import read_object
 from dalle_2.models.checkpoints import load_model
 from dalle_2.models.clip import CLIP, CLIPConfig
+from dalle_2.paths import at_home
 from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.weights.checkpoint import load_tensors, read_tensors
 from dalle_2.weights.hf_clip import convert_config, convert_tensors
@@ -70,7 +71,7 @@ def load_clip(source: str | Path) -> Loaded:
 
     Raises UsageError if it can be none of these, and what the function for each raises.
     """
-    name, path = str(source), Path(source).expanduser()
+    name, path = str(source), at_home(source)
     if name.startswith(OPENCLIP):
         return load_openclip(name.removeprefix(OPENCLIP))
     if path.is_dir():

@@ -9,7 +9,7 @@ from pathlib import Path
 from dalle_2 import hub
 from dalle_2.cached import INDEX, cached
 from dalle_2.errors import CheckpointError, HubError, UsageError
-from dalle_2.paths import TRAINED_MODELS, shipped_pipelines
+from dalle_2.paths import TRAINED_MODELS, at_home, shipped_pipelines
 from dalle_2.pipelines.manifest import MANIFEST
 from dalle_2.published import PUBLISHED, Published, published_as
 
@@ -50,7 +50,7 @@ def locate(source: str | os.PathLike[str]) -> Path | str:
         return shipped
     if isinstance(source, str) and source in ON_THE_HUB:
         return ON_THE_HUB[source]
-    folder = Path(source).expanduser()
+    folder = at_home(source)
     if folder.is_file() and folder.name == MANIFEST:
         return folder.parent
     if folder.is_dir():

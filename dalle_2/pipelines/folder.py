@@ -20,7 +20,7 @@ from dalle_2.models.parts import ALTERNATIVES, PRIORS, check_whole
 from dalle_2.models.placement import Placement
 from dalle_2.models.rest import Shelved, whole
 from dalle_2.models.stages import StageDefaults, named
-from dalle_2.paths import atomic_write_text
+from dalle_2.paths import at_home, atomic_write_text
 from dalle_2.pipelines.card import default_card
 from dalle_2.pipelines.find import FOREIGN, find_pipeline, holds_glide
 from dalle_2.pipelines.kandinsky import PIPELINES as KANDINSKY
@@ -115,7 +115,7 @@ def save(
     fills up. Other files there are left alone. Raises CheckpointError if something can't be written,
     UsageError for a CLIP that can neither be copied nor is named, and for a pipeline in low memory.
     """
-    folder = Path(folder)
+    folder = at_home(folder)
     check_whole(pipeline)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def _write(
 
 def _write_clip(encoder: Encoder, clip: str | None, folder: Path, dtype: torch.dtype | None) -> dict[str, Part]:
     """The named CLIP, or the encoder's model and tokenizer as files; a CLIP in a folder is no name for elsewhere."""
-    if clip is not None and not Path(clip).exists():
+    if clip is not None and not at_home(clip).exists():
         name = clip.removeprefix(OPENCLIP)
         return {"clip": Part(openclip=name) if clip.startswith(OPENCLIP) else Part(hub=name)}
     if not isinstance(encoder, CLIPEncoder) or not isinstance(encoder.tokenizer, Tokenizer):

@@ -66,7 +66,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises CheckpointError if pipeline.json is missing, damaged, or of a newer format."""
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())  # which takes a byte order mark, too
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:

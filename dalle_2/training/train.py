@@ -20,7 +20,7 @@ from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.parts import AUTOREGRESSIVE, PAINTER
-from dalle_2.paths import atomic_write_text
+from dalle_2.paths import at_home, atomic_write_text
 from dalle_2.pipelines.folder import save
 from dalle_2.pipelines.manifest import read_manifest, sha256
 from dalle_2.training.alone import alone
@@ -76,7 +76,7 @@ class Training:
         if recipe.data.source == PROCEDURAL and recipe.embeddings is None:
             raise UsageError(f"{PROCEDURAL} never ends: say how many pairs to embed, for example embeddings=20000")
         recipe.check_device(device)
-        self.recipe, self.out, self.device, self.say, self.lanes = recipe, Path(out), device, say, lanes
+        self.recipe, self.out, self.device, self.say, self.lanes = recipe, at_home(out), device, say, lanes
         self.run = self.out / "run"
         self.reporter: Reporter = reporter or Silent()
         self._read: list[AbsDataset] = []
