@@ -19,8 +19,9 @@ from dalle_2 import DALLe2
 from dalle_2.cli.main import main
 from dalle_2.errors import UsageError
 from dalle_2.inference import saving
-from dalle_2.inference.generate import generate, prompt_warnings
+from dalle_2.inference.generate import generate
 from dalle_2.inference.generation import GenerationSettings
+from dalle_2.inference.prompt_doubts import prompt_warnings
 from dalle_2.metadata import read_metadata
 
 RED, BLUE = "a red circle", "a blue square"
@@ -50,7 +51,7 @@ def test_pictures_lie_in_generations_under_names_without_prompts(
     names = [path.name for path in files()]
     assert len(names) == 4
     for k, name in enumerate(names):
-        assert re.fullmatch(rf"\d{{8}}-\d{{6}}-{40 + k}-00{k}\.png", name)
+        assert re.fullmatch(rf"\d{{8}}-\d{{6}}-00{k}-{40 + k}\.png", name)
     assert {Image.open(path).size for path in files()} == {(32, 32)}
     out, err = capsys.readouterr()
     assert [line.rpartition("  ")[2] for line in out.splitlines()] == [RED, RED, BLUE, BLUE]
@@ -99,7 +100,7 @@ def test_the_command_and_the_library_agree(run: Callable[..., int], micro_pipeli
 def test_seeds_are_random_unless_given(run: Callable[..., int]) -> None:
     run(RED, "--n", "2", "--quiet")
     run(RED, "--quiet")
-    seeds = [int(path.name.split("-")[2]) for path in files()]
+    seeds = [int(path.stem.split("-")[3]) for path in files()]
     assert len(set(seeds)) == 3
     assert any(b - a == 1 for a in seeds for b in seeds)
 
@@ -114,7 +115,7 @@ def test_nothing_is_ever_written_over(run: Callable[..., int], monkeypatch: pyte
     monkeypatch.setattr("dalle_2.cli.run.STAMP", "same")
     for _ in range(3):
         run(RED, "--seed", "1", "--quiet")
-    assert [path.name for path in files()] == ["same-1-000-2.png", "same-1-000-3.png", "same-1-000.png"]
+    assert [path.name for path in files()] == ["same-000-1-02.png", "same-000-1-03.png", "same-000-1.png"]
 
 
 def test_a_grid_shows_all_pictures(run: Callable[..., int]) -> None:
@@ -156,7 +157,7 @@ def test_unknown_words_draw_a_warning_with_known_ones(
 ) -> None:
     assert run("a purple circel above a blue zebra", "--quiet") == 0
     warning = capsys.readouterr().err
-    assert "this pipeline never saw purple, circel, zebra; words it knows: circle" in warning
+    assert "this pipeline never saw purple, circel (did you mean circle?), zebra; words it knows: circle" in warning
     assert len(warning.splitlines()) == 1
 
 

@@ -138,13 +138,15 @@ def _made(
 ) -> None:  # fmt: skip
     """Makes and saves the pictures batch by batch; with `best_of` all of them, and then the best."""
     with loading(pipeline.name, quiet=run.quiet):
-        from dalle_2.inference.generate import generations, load_drawing, new_seed, plan_of, prompt_warnings, repeated
+        from dalle_2.inference.generate import generations, load_drawing, new_seed, plan_of, repeated
+        from dalle_2.inference.prompt_doubts import prompt_warnings
         from dalle_2.models.dalle2 import DALLe2
 
         loaded = load_drawing(pipeline, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled)
         if best_of > 1 and not isinstance(loaded, DALLe2):
             raise UsageError("GLIDE has no CLIP to choose the best by: leave --best-of out")
-        plan, doubts = plan_of(loaded, settings), prompt_warnings(loaded, prompts)
+        said = [*prompts, settings.negative] if settings.negative else prompts
+        plan, doubts = plan_of(loaded, settings), prompt_warnings(loaded, said)
     for doubt in doubts:
         typer.echo(f"dalle2: warning: {doubt}", err=True)
     listed = repeated(prompts, n * best_of)
@@ -157,6 +159,7 @@ def _made(
             from dalle_2.inference.rerank import reranked
 
             made = iter(reranked(loaded, list(made), n, of=n * best_of))
+        run.digits = max(run.digits, len(str(n * len(prompts) - 1)))
         run.save(made)
 
 

@@ -33,6 +33,7 @@ def probe(
 
     dalle2 probe apple.png --write ipod --labels "an apple,an ipod"
     """
+    named = [label.strip() for label in labels.split(",")]
 
     def make(loaded: Any, first: int, on_step: Any) -> Any:
         from dalle_2.evaluation.typographic import probe as probed
@@ -43,7 +44,7 @@ def probe(
 
         settings = EditSettings(steps=steps, eta=FRESH)
         stages_of(loaded, inverting(settings, loaded.decoder))  # what doesn't fit is refused before CLIP is asked
-        found = probed(loaded, open_image(picture), word, [label.strip() for label in labels.split(",")])
+        found = probed(loaded, open_image(picture), word, named)
         for label, before, after in zip(found.labels, found.before, found.after, strict=True):
             typer.echo(f"{label}: {before:.1%} before, {after:.1%} with {word!r} on it", err=True)
         said: dict[str, Any] = {"task": "typographic attack", "word": word, "labels": list(found.labels)}
@@ -56,5 +57,5 @@ def probe(
     edit(
         "probe", pipeline, make, seed=seed, device=device, dtype=dtype,
         low_memory=low_memory, compiled=compiled,
-        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json,
+        out=out, format=format, grid=grid, quiet=quiet, as_json=as_json, captions=named,
     )  # fmt: skip

@@ -30,11 +30,15 @@ def rerank(
     found = find_pipeline(pipeline)
     with loading(found.name, quiet=quiet):
         from dalle_2.images import open_image
+        from dalle_2.inference.prompt_doubts import caption_warnings
         from dalle_2.inference.rerank import closeness
         from dalle_2.pipelines.folder import load
 
         images = [open_image(picture) for picture in pictures]
-        cosines = closeness(load(found, device=device, dtype=dtype), images, [wanted] * len(images))
+        loaded = load(found, device=device, dtype=dtype)
+        cosines = closeness(loaded, images, [wanted] * len(images))
+    for doubt in caption_warnings(loaded, [wanted]):
+        typer.echo(f"dalle2: warning: {doubt}", err=True)
     ranked = sorted(zip(pictures, cosines, strict=True), key=lambda one: -one[1])
     for picture, cosine in ranked[:keep]:
         if as_json:

@@ -15,11 +15,12 @@ from dalle_2.pipelines.find import find_pipeline
 
 # What a file's name begins with. The prompt stays out of it: it may be long, private, or no valid name.
 STAMP = "%Y%m%d-%H%M%S"
+DIGITS = 3  # of a picture's number there, if no more are needed
 
 
 class Run:
     """Saves pictures as they come, so that an interruption costs no more than what is not drawn yet. stem: after the
-    stamp in names."""
+    stamp in names, in which the pictures' numbers follow, so that they sort in the order in which they were made."""
 
     def __init__(
         self, out: Path, format: Format, *, stem: str = "", keep_metadata: bool = True, quiet: bool, as_json: bool
@@ -28,13 +29,14 @@ class Run:
         self.quiet, self.as_json = quiet, as_json
         self.begun, self.stamp = time.monotonic(), time.strftime(STAMP) + (f"-{stem}" if stem else "")
         self.made: list[Generation] = []
+        self.digits = DIGITS
 
     def save(self, generations: Iterable[Generation]) -> None:
         """Writes each picture and says where it lies."""
         try:
             for generation in generations:
                 output_folder(self.folder)  # only now that there is something to write
-                stem = f"{self.stamp}-{generation.seed}-{generation.index:03}"
+                stem = f"{self.stamp}-{len(self.made):0{self.digits}}-{generation.seed}"
                 metadata = generation.metadata if self.keep_metadata else {}
                 path = save_new(generation.image, self.folder, stem, self.format, metadata)
                 self.made.append(generation)
@@ -57,7 +59,7 @@ class Run:
         labels = [short(generation.prompt) for generation in self.made]
         sheet = grid([generation.image for generation in self.made], columns, labels=labels)
         metadata = {"prompts": labels, "seeds": [generation.seed for generation in self.made]}
-        stem = f"{self.stamp}-{self.made[0].seed}-grid"
+        stem = f"{self.stamp}-grid-{self.made[0].seed}"
         path = save_new(sheet, self.folder, stem, self.format, metadata if self.keep_metadata else {})
         if not self.quiet:
             typer.echo(path, err=self.as_json)
@@ -93,7 +95,8 @@ def edit(
     found = find_pipeline(pipeline)
     run = Run(out, format, stem=task, quiet=quiet, as_json=as_json)
     with loading(found.name, quiet=quiet):
-        from dalle_2.inference.generate import new_seed, prompt_warnings
+        from dalle_2.inference.generate import new_seed
+        from dalle_2.inference.prompt_doubts import prompt_warnings
         from dalle_2.pipelines.folder import load
 
         loaded = load(found, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled)

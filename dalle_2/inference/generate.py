@@ -4,7 +4,6 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from jaxtyping import Float
@@ -14,6 +13,7 @@ from torch import Tensor
 from dalle_2.errors import UsageError
 from dalle_2.images import to_pils
 from dalle_2.inference.generation import Generation, GenerationSettings
+from dalle_2.inference.prompt_doubts import prompt_warnings
 from dalle_2.inference.record import record
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.glide import Glide
@@ -22,11 +22,8 @@ from dalle_2.pipelines.find import DEFAULT, check_draws, find_pipeline, holds_gl
 from dalle_2.pipelines.folder import load
 from dalle_2.pipelines.glide import load_glide
 from dalle_2.text.prompts import check_prompts
-from dalle_2.text.tokenizer import Tokenizer
 
 SEEDS = 2**32
-WORDS_SHOWN = 12
-SHORTEST_SHOWN = 3  # letters; shorter words are articles and the like
 # Settings that only an unCLIP has a use for.
 UNCLIP = (
     "use_prior", "prior", "candidates", "text_guidance", "thresholding", "noise_level", "tile", "overlap", "tokens",
@@ -140,31 +137,6 @@ def new_seed() -> int:
     return secrets.randbelow(SEEDS)
 
 
-def prompt_warnings(pipeline: DALLe2 | Glide, prompts: Sequence[str]) -> list[str]:
-    """Sentences about prompts that will be cut, words that no training caption had, and a prior that isn't there."""
-    return _prompts_doubted(pipeline, prompts) + _prior_doubted(pipeline)
-
-
-def _prior_doubted(pipeline: DALLe2 | Glide) -> list[str]:
-    if not isinstance(pipeline, DALLe2) or pipeline._planned_prior is not None:
-        return []
-    return [
-        f"pipeline {pipeline.name or 'given'} has no prior: captions go to its decoder as they are, which knows only "
-        "pictures. Use a pipeline with a prior, or dalle2 variations on a picture"
-    ]
-
-
-def _prompts_doubted(pipeline: DALLe2 | Glide, prompts: Sequence[str]) -> list[str]:
-    reader = pipeline.clip_encoder if isinstance(pipeline, DALLe2) else pipeline
-    tokenizer = getattr(reader, "tokenizer", None)
-    if not isinstance(tokenizer, Tokenizer):
-        return []
-    cut = [prompt for prompt in prompts if tokenizer.truncated(prompt)]
-    unknown = list(dict.fromkeys(word for prompt in prompts for word in tokenizer.unknown_words(prompt)))
-    sentences = [_cut(prompt, tokenizer.room) for prompt in cut]
-    return sentences + ([_unknown(unknown, tokenizer.known_words)] if unknown else [])
-
-
 def _pictures(
     pipeline: DALLe2 | Glide, prompts: list[str], seed: int, settings: GenerationSettings, on_step: OnStep | None
 ) -> Float[Tensor, "n 3 h w"]:
@@ -176,23 +148,3 @@ def _pictures(
         on_step=on_step,
         **_arguments(pipeline, settings),
     )
-
-
-def _cut(prompt: str, most: int) -> str:
-    return f"the prompt {_short(prompt)!r} is longer than the {most} tokens that are read: its end is cut"
-
-
-def _unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
-    words = ", ".join(unknown[:WORDS_SHOWN]) + (", ..." if len(unknown) > WORDS_SHOWN else "")
-    return f"this pipeline never saw {words}; words it knows: {', '.join(_examples(unknown, known))}"
-
-
-def _examples(unknown: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Words near the unknown ones, then the most frequent ones."""
-    candidates = [word for word in known if len(word) >= SHORTEST_SHOWN]
-    near = [word for name in unknown[:WORDS_SHOWN] for word in get_close_matches(name, candidates, n=1)]
-    return list(dict.fromkeys([*near, *candidates]))[:WORDS_SHOWN]
-
-
-def _short(prompt: str, most: int = 60) -> str:
-    return prompt if len(prompt) <= most else f"{prompt[: most - 3]}..."

@@ -46,7 +46,7 @@ def require_place(out: str | os.PathLike[str]) -> Path:
 
 
 def save_new(image: Image.Image, folder: Path, stem: str, suffix: str, metadata: Mapping[str, Any]) -> Path:
-    """Writes a picture as `stem.suffix`, or as `stem-2.suffix` and so on where that is taken; returns its path."""
+    """Writes a picture as `stem.suffix`, or as `stem-02.suffix` and so on where that is taken; returns its path."""
     with new_file(folder, stem, suffix) as path:
         save_image(image, path, metadata)
     return path
@@ -65,7 +65,7 @@ def new_file(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
 
 def _reserved(folder: Path, stem: str, suffix: str) -> Path:
     for number in count(1):
-        path = folder / f"{stem}{'' if number == 1 else f'-{number}'}.{suffix.lstrip('.')}"
+        path = folder / f"{stem}{'' if number == 1 else f'-{number:02}'}.{suffix.lstrip('.')}"
         try:
             path.touch(exist_ok=False)
         except FileExistsError:

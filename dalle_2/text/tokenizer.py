@@ -5,6 +5,7 @@ Our own lower-cases, splits at white space and punctuation, and falls back to by
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -151,7 +152,7 @@ class Tokenizer:
         """The words of `text` that no training caption had, each once; none for a borrowed vocabulary."""
         if not self.known_words:
             return []
-        return [word for word in dict.fromkeys(_words(text)) if word not in self._known]
+        return [word for word in dict.fromkeys(words_of(text)) if word not in self._known]
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file that `from_file` reads."""
@@ -178,13 +179,14 @@ class Tokenizer:
         return str(token)
 
 
-def _words(text: str) -> list[str]:
-    return WORD.findall(text.lower())
+def words_of(text: str) -> list[str]:
+    """The words of a text in small letters; an accent that is a character of its own belongs to its letter."""
+    return WORD.findall(unicodedata.normalize("NFC", text).lower())
 
 
 def _counted(captions: Iterable[str], counts: Counter[str]) -> Iterator[str]:
     for caption in captions:
-        counts.update(_words(caption))
+        counts.update(words_of(caption))
         yield caption
 
 
