@@ -1,4 +1,4 @@
-"""`dalle2 evaluate`: exact match of a pipeline on fixed scenes."""
+"""`dalle2 evaluate`: exact match of a pipeline on fixed scenes, or what CLIP says of it on somebody's pictures."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from dalle_2.cli import options
+from dalle_2.cli.counting import progress
+from dalle_2.cli.evaluate_data import check_draws_shapes, evaluate_data
 from dalle_2.errors import UsageError
 from dalle_2.pipelines.find import DEFAULT
 from dalle_2.sampling.sampler_names import NAMES, sampler_name
@@ -16,7 +18,16 @@ SPLITS = {"a": "new scenes of seen pairs", "b": "pairings never seen together", 
 
 def evaluate(
     pipeline: options.Pipeline = DEFAULT,
-    n: Annotated[int, typer.Option(help="Scenes a split; the published figures use 500.")] = 500,
+    data: Annotated[
+        str | None, typer.Option(help="Measure on this folder of captioned pictures, or s3://..., in place of Shapes.")
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Of --data, the share that training kept out; by default what it never saw of all."),
+    ] = None,
+    n: Annotated[
+        int, typer.Option(help="Scenes a split, or at most so many pictures; the published figures use 500.")
+    ] = 500,
     splits: Annotated[str, typer.Option(help="Which of a, b, c and 'one object', with commas; by default all.")] = "",
     embeddings: Annotated[
         str, typer.Option(help="prior; text: without a prior; image: CLIP's embedding of a true picture (upper bound).")
@@ -43,6 +54,9 @@ def evaluate(
     Draws one picture for each fixed scene of Shapes, reads it back without any learning, and counts it as exact
     where the number of objects and everything the caption states is right. Splits: a, new scenes of seen pairs;
     b, pairings of objects never seen together; c, colour-shape pairs never seen.
+
+    With --data it draws one picture for each caption of a folder, and says how close CLIP finds them to their captions,
+    to those of others, and the true pictures to theirs; and how well the prior's embeddings find the true pictures.
     """
     if embeddings not in ("prior", "text", "image"):
         raise UsageError(f"embeddings must be prior, text or image, got {embeddings!r}")
@@ -52,6 +66,12 @@ def evaluate(
         raise UsageError(f"n must be at least 1 scene, got {n}")
     if sampler is not None:
         sampler_name(sampler)
+    if data is not None and splits:
+        raise UsageError(
+            f"--splits {splits} is of Shapes, and --data measures on other pictures: leave one of them out"
+        )
+    if data is None and held_out is not None:
+        raise UsageError(f"--held-out {held_out} is a share of a folder's pictures: name the folder with --data")
     from dalle_2.data.shapes import EVALUATION_SEED
     from dalle_2.evaluation.evaluate import QUESTIONS, Settings, sheet, table
     from dalle_2.evaluation.evaluate import evaluate as run
@@ -65,6 +85,13 @@ def evaluate(
     )  # fmt: skip
     require_place(out)
     questions, readme = chosen(splits, QUESTIONS), card_of(pipeline) if card else None
+    if data is not None:
+        evaluate_data(
+            pipeline, data, held_out, settings, out, readme, device=device, dtype=dtype, low_memory=low_memory,
+            quiet=quiet,
+        )  # fmt: skip
+        return
+    check_draws_shapes(pipeline)
     whole = load(pipeline, device=device, dtype=dtype, low_memory=low_memory)
     results = []
     for question in questions:
@@ -111,26 +138,8 @@ def write_card(path: Path, results: Any, settings: Any) -> None:
     from dalle_2.evaluation.evaluate import table
     from dalle_2.evaluation.failures import failures
     from dalle_2.paths import atomic_write_text
-    from dalle_2.pipelines.card import default_card, with_figures
-    from dalle_2.pipelines.manifest import read_manifest
+    from dalle_2.pipelines.card import card_text, with_figures
 
-    text = path.read_text(encoding="utf-8") if path.exists() else default_card(read_manifest(path.parent))
     figures = f"`dalle2 evaluate`, per cent: {settings.described}.\n\n{table(results)}"
     verdicts = [verdict for result in results for verdict in result.verdicts]
-    atomic_write_text(path, with_figures(text, figures, failures(verdicts)))
-
-
-def progress(title: str, total: int, quiet: bool) -> Any:
-    """A bar on stderr that is told how many pictures are done."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    @contextmanager
-    def shown() -> Any:
-        with Progress(console=Console(stderr=True), disable=quiet) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda count: bar.advance(task, count)
-
-    return shown()
+    atomic_write_text(path, with_figures(card_text(path), figures, failures(verdicts)))

@@ -24,6 +24,10 @@ def train(
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Read what links in the folder, and names in tables, lead to.")
     ] = False,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Share of --data that training never sees, for dalle2 evaluate --data; 0.1 is every tenth."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The pipeline's folder; by default trained_models/NAME.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="key=value over the recipe, e.g. decoder.run.images=50000.")
@@ -51,8 +55,9 @@ def train(
     from dalle_2.presets import resolve
     from dalle_2.training.paper import PAPER
 
-    links = ["data.options.follow_links=true"] if follow_links else []
-    recipe = resolve(names, data=data, changes=[*(changes or []), *links], scale=scale)
+    options = ["data.options.follow_links=true"] if follow_links else []
+    options += [] if held_out is None else [f"data.options.held_out={held_out}"]
+    recipe = resolve(names, data=data, changes=[*(changes or []), *options], scale=scale)
     if names and names[0] in PAPER:  # one column of the paper's table
         stages = (PAPER[names[0]].stage,)
     if show:

@@ -77,6 +77,13 @@ class Fingerprinted(Protocol):
 
 
 @runtime_checkable
+class Recognisable(Protocol):
+    """A data set whose pictures are files: the same digest, the same picture."""
+
+    def digest(self, index: int) -> str: ...
+
+
+@runtime_checkable
 class Redrawn(Protocol):
     """A data set that draws its pictures at any size."""
 

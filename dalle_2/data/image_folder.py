@@ -24,6 +24,7 @@ from dalle_2.data.abs_dataset import AbsDataset, Example
 from dalle_2.data.caption_files import TABLES, Captions, is_about_captions, is_table, read_captions
 from dalle_2.data.file_names import composed
 from dalle_2.data.folders import Listed, Unreachable, open_folder
+from dalle_2.data.held_out import left_to_train_on
 from dalle_2.data.skipped import (
     BAD_CAPTION,
     DAMAGED,
@@ -60,6 +61,7 @@ class ImageFolder(AbsDataset):
     follow_links: read what links, and names in tables, lead to outside as well; what a snapshot in the cache of the
     Hugging Face hub links to is inside. Of several captions, one is chosen by `seed` and the picture's name, the same
     one every time. Pictures are opened when they are first asked for, in any process: `report` knows of all of them.
+    held_out: a share of the pictures to leave out, the same ones every time, without a report.
 
     Raises DataError if the folder is missing or empty, holds no picture that can be read, none with a
     caption, or tables that make no sense; UsageError for a wrong argument.
@@ -72,6 +74,7 @@ class ImageFolder(AbsDataset):
         *,
         resize: Literal["crop", "squash", "pad"] = "crop",
         on_error: Literal["skip", "raise"] = "skip",
+        held_out: float = 0.0,
         seed: int = 0,
         follow_links: bool = False,
     ) -> None:
@@ -84,8 +87,9 @@ class ImageFolder(AbsDataset):
         self.name = PurePosixPath(self._folder.label.replace("\\", "/")).name or "folder"
         self.size, self.resize, self.on_error, self.seed = size, resize, on_error, seed
         self._skipped: dict[str, Skipped] = {}
-        self._captions = self._captioned(self._folder.listed())
-        self._names = tuple(self._captions)
+        captioned = self._captioned(self._folder.listed())
+        self._names = tuple(left_to_train_on(list(captioned), held_out))
+        self._captions = {name: captioned[name] for name in self._names}
         self._marks = Marks(len(self._names))
         self._fingerprint: dict[str, str] = {}  # which `at_size` hands on before it is known
         self._example(0)  # a folder without any readable picture is refused here, not in the middle of a run
@@ -121,6 +125,13 @@ class ImageFolder(AbsDataset):
     def file(self, index: int) -> str:
         """The name of picture `index`, relative to the folder."""
         return self._names[index]
+
+    def digest(self, index: int) -> str:
+        """The first 16 digits of the sha256 of picture `index`'s file; empty where it is gone."""
+        try:
+            return hashlib.sha256(self._folder.read(self._names[index])).hexdigest()[:16]
+        except OSError:
+            return ""
 
     def caption(self, index: int) -> str:
         """The caption that goes with picture `index`."""

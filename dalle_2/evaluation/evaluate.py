@@ -75,7 +75,12 @@ class Settings:
     @property
     def described(self) -> str:
         """The settings in words, for reports."""
-        parts = [f"{self.n} scenes a row", f"seed {self.seed}", f"image embeddings {SOURCES[self.embeddings]}"]
+        return f"{self.n} scenes a row, {self.ways}"
+
+    @property
+    def ways(self) -> str:
+        """How pictures are drawn, in words."""
+        parts = [f"seed {self.seed}", f"image embeddings {SOURCES[self.embeddings]}"]
         parts += [] if self.steps is None else [f"steps {self.steps}"]
         parts += [] if self.guidance is None else [f"guidance {self.guidance:g}"]
         parts += [] if self.sampler is None else [f"decoder sampler {self.sampler}"]

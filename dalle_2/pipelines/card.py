@@ -2,8 +2,9 @@
 
 import json
 import re
+from pathlib import Path
 
-from dalle_2.pipelines.manifest import Manifest
+from dalle_2.pipelines.manifest import Manifest, read_manifest
 
 _CARD = """# {name}
 
@@ -34,7 +35,12 @@ def default_card(manifest: Manifest) -> str:
     return card
 
 
+def card_text(path: Path) -> str:
+    """What a pipeline folder's README.md says; where there is none, what `default_card` would."""
+    return path.read_text(encoding="utf-8") if path.exists() else default_card(read_manifest(path.parent))
+
+
 def with_figures(card: str, table: str, failures: str) -> str:
     """The card with one section of figures at its end, in place of an older one wherever that stood."""
     rest = _SECTION.sub("", card).rstrip()
-    return f"{rest}\n\n{FIGURES}\n\n{table}\n\n{failures}\n".lstrip()
+    return f"{rest}\n\n{FIGURES}\n\n{table}\n\n{failures}".strip() + "\n"

@@ -9,12 +9,13 @@ from dalle_2.copies import none_kept
 from dalle_2.errors import UsageError
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.placement import Placement
-from dalle_2.paths import holds_something
+from dalle_2.paths import atomic_write_text, holds_something
 from dalle_2.pipelines.find import ORIGINAL, find_pipeline
 from dalle_2.pipelines.folder import OPENCLIP, load, save
 from dalle_2.pipelines.karlo_export import export_karlo
 from dalle_2.pipelines.karlo_original import load_karlo_original
 from dalle_2.pipelines.manifest import CARD, MANIFEST, read_manifest
+from dalle_2.pipelines.seen import SEEN
 from dalle_2.published import published_as
 
 Layout = Literal["dalle2", "diffusers"]
@@ -44,7 +45,9 @@ def _converted(
         return export_karlo(pipeline, target, dtype=dtype)
     if not (folder / MANIFEST).is_file():
         return save(pipeline, target, training=_origin(source), dtype=dtype)
-    manifest, card = read_manifest(folder), folder / CARD
+    manifest, card, seen = read_manifest(folder), folder / CARD, folder / SEEN
+    if seen.is_file():
+        atomic_write_text(target / SEEN, seen.read_text(encoding="utf-8"))
     named = manifest.parts["clip"]
     return save(
         pipeline, target, training=manifest.training, dtype=dtype,

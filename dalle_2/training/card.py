@@ -11,7 +11,7 @@ CARD = """# {name}
 A DALL·E 2 pipeline trained by `dalle2 train`: CLIP, prior, decoder{upsampler}.
 
     dalle2 generate "your words" --pipeline THIS_FOLDER
-    dalle2 evaluate --pipeline THIS_FOLDER
+    dalle2 evaluate --pipeline THIS_FOLDER{data_option}
 
 ## Data
 
@@ -36,6 +36,7 @@ def training_card(recipe: Recipe, provenance: Mapping[str, Mapping[str, Any]]) -
         name=recipe.name,
         upsampler=("", " and upsampler", " and two upsamplers")[len({*UPSAMPLERS} & {*recipe.stages})],
         data=_data(recipe),
+        data_option="" if recipe.data.source == "shapes" else " --data YOUR_PICTURES",
         stages="\n".join(rows),
         machine="; ".join(machines),
     )
@@ -50,8 +51,13 @@ def _row(stage: str, origin: Mapping[str, Any]) -> str:
 def _data(recipe: Recipe) -> str:
     encoder = recipe.clip.encoder or "a CLIP trained on the same captioned pictures"
     count = f", {recipe.embeddings:,} of them embedded" if recipe.embeddings else ""
-    sentences = [f"`{recipe.data.source}`{count}; pictures and captions are read by {encoder}.", *_aids(recipe)]
-    return " ".join(sentences)
+    read = f"`{recipe.data.source}`{count}; pictures and captions are read by {encoder}."
+    return " ".join([read, *_kept_out(recipe), *_aids(recipe)])
+
+
+def _kept_out(recipe: Recipe) -> list[str]:
+    share = recipe.data.options.get("held_out")
+    return [f"{share:.0%} of the pictures were kept out of training, to measure on."] if share else []
 
 
 def _aids(recipe: Recipe) -> list[str]:

@@ -9,6 +9,8 @@ def expectation(recipe: Recipe, folder: Path) -> str:
     """A few lines: the data, the encoder, the stages with their lengths, and an honest word on the result."""
     lines = [f"training {recipe.name} on {recipe.data.source.removeprefix('folder:')}, into {folder}"]
     lines.append(_encoder_words(recipe))
+    if share := recipe.data.options.get("held_out"):
+        lines.append(f"{share:.0%} of the pictures are kept out, for dalle2 evaluate --data to measure on")
     for stage in recipe.stages:
         run = getattr(recipe, stage).run
         if not (stage == "clip" and recipe.clip.encoder):

@@ -12,7 +12,7 @@ import torch
 
 from dalle_2.config import Settings, parse
 from dalle_2.data.abs_dataset import AbsDataset
-from dalle_2.data.dataset import Resizable, data_fingerprint, load_dataset, skip_report
+from dalle_2.data.dataset import Recognisable, Resizable, data_fingerprint, load_dataset, skip_report
 from dalle_2.data.embeddings import EmbeddingStore
 from dalle_2.data.skipped import SkipReport
 from dalle_2.errors import CheckpointError, ConfigError, UsageError
@@ -23,6 +23,7 @@ from dalle_2.models.parts import AUTOREGRESSIVE, PAINTER
 from dalle_2.paths import at_home, atomic_write_text
 from dalle_2.pipelines.folder import save
 from dalle_2.pipelines.manifest import read_manifest, sha256
+from dalle_2.pipelines.seen import note_seen
 from dalle_2.training.alone import alone
 from dalle_2.training.beside import beside
 from dalle_2.training.card import training_card
@@ -366,6 +367,7 @@ class Training:
 
     def _assemble(self) -> Path:
         """The pipeline folder of the trained parts; one that holds them already stays as it is, card and all."""
+        self._note_seen()
         origins = self._origins()
         training = {"recipe": self.recipe.model_dump(mode="json"), "stages": origins}
         if self._holds(training):
@@ -381,6 +383,12 @@ class Training:
         )
         card, named = training_card(self.recipe, origins), self.recipe.clip.encoder
         return save(pipeline, self.out, name=self.recipe.name, training=training, card=card, clip=named)
+
+    def _note_seen(self) -> None:
+        """Leaves word beside the pipeline which pictures it has seen, so that it isn't measured on them unawares."""
+        dataset = self._dataset(ANY_SIZE)
+        if isinstance(dataset, Recognisable):
+            note_seen(self.out, data_fingerprint(dataset), (dataset.digest(index) for index in range(len(dataset))))
 
     def _holds(self, training: dict[str, Any]) -> bool:
         """Whether the folder's pipeline comes of this very training and is whole."""
