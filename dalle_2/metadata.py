@@ -7,9 +7,11 @@ The XMP packet carries IPTC's digital source type for pictures made by a trained
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
 from xml.sax.saxutils import quoteattr
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
@@ -18,6 +20,11 @@ from dalle_2.errors import DataError, UsageError
 from dalle_2.paths import atomic_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+
+P = TypeVar("P")
+
+_TEXT_BYTES = 2**26  # of all texts of one PNG, unpacked
+_LONG_TEXTS = Lock()
 
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _ASCII, _UNICODE = b"ASCII\0\0\0", b"UNICODE\0"
@@ -54,13 +61,36 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises DataError if the file is no picture.
     """
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            text = image.info.get("dalle2") or _comment(image)
+        text = reading_long_texts(lambda: _own_text(path))
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except Exception as error:
         raise DataError(f"can't read {path} as a PNG or JPEG picture: {reason(error)}") from None
     return _from_json(text)
+
+
+def reading_long_texts(read: Callable[[], P]) -> P:
+    """What `read` gives; where Pillow finds a PNG's texts or its colour profile too long, with another limit for them.
+
+    The limit is Pillow's for the whole process, so that only one file at a time is read with the higher one.
+    """
+    try:
+        return read()
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):  # which Pillow's message names
+            raise
+        with _LONG_TEXTS, _text_limit(_TEXT_BYTES):
+            return read()
+
+
+@contextmanager
+def _text_limit(size: int) -> Iterator[None]:
+    before = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = size
+    try:
+        yield
+    finally:
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before
 
 
 def reason(error: Exception) -> str:
@@ -115,6 +145,11 @@ def _parameters(metadata: Mapping[str, Any]) -> str:
 
 def _xmp() -> str:
     return _XMP.format(tool=quoteattr("dalle_2"))
+
+
+def _own_text(path: str | os.PathLike[str]) -> str | None:
+    with Image.open(path, formats=("PNG", "JPEG")) as image:
+        return image.info.get("dalle2") or _comment(image)
 
 
 def _comment(image: Image.Image) -> str | None:

@@ -1,7 +1,7 @@
 """`dalle2 inpaint PICTURE CAPTION --mask MASK`: paint into a picture."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -10,11 +10,17 @@ from dalle_2.cli.run import edit
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT
 
+MaskMeans = Literal["auto", "transparent", "white"]  # as in inference.mask_meaning, which would load torch
+
 
 def inpaint(
     picture: Annotated[Path, typer.Argument(help="A picture; transparent parts are painted.", show_default=False)],
     caption: Annotated[str, typer.Argument(help="What the whole picture shall show.", show_default=False)],
-    mask: Annotated[Path | None, typer.Option(help="A picture as large, white where to paint.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="A picture as large, white or erased where to paint.")] = None,
+    mask_means: Annotated[
+        MaskMeans,
+        typer.Option(help="What a mask with transparency paints: transparent, white, or what it looks like."),
+    ] = "auto",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures.")] = 1,
     candidates: options.Candidates = None,
     steps: options.Steps = None,
@@ -38,7 +44,9 @@ def inpaint(
     """Paint what the caption says into a part of a picture; every other pixel stays as it is.
 
     dalle2 inpaint picture.png "a red circle left of a blue star" --mask mask.png. A picture that is no square is cut to
-    its middle one and brought to the size that the pipeline makes, before anything else.
+    its middle one and brought to the size that the pipeline makes, before anything else. A mask without transparency
+    paints where it is white. One with transparency paints what is transparent, if the rest is a picture or black, and
+    what is white, if the rest is white: --mask-means settles it.
     """
 
     if format == "jpg":
@@ -52,7 +60,9 @@ def inpaint(
         settings = EditSettings(
             steps=steps, eta=eta, guidance=guidance, negative=negative, sampler=sampler, prior=prior
         )
-        holed = open_holed(picture, mask, loaded.size)
+        holed = open_holed(picture, mask, loaded.size, means=mask_means)
+        if holed.understood and not quiet:
+            typer.echo(_understood(holed.understood, guessed=mask is not None and mask_means == "auto"), err=True)
         return painted(loaded, holed, caption, n, seed=first, candidates=candidates, settings=settings, on_step=on_step)
 
     edit(
@@ -60,3 +70,7 @@ def inpaint(
         low_memory=low_memory, compiled=compiled,
         out=out, format=format, grid=grid, quiet=quiet, as_json=as_json, captions=[caption],
     )  # fmt: skip
+
+
+def _understood(sentence: str, *, guessed: bool) -> str:
+    return f"{sentence}; --mask-means transparent or white settles it" if guessed else sentence

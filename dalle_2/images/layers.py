@@ -1,0 +1,91 @@
+"""Any PIL picture as two layers: 8-bit sRGB colours, and how opaque each pixel is."""
+
+from typing import NamedTuple
+
+from PIL import Image, ImageChops
+
+from dalle_2.images.colour import to_srgb
+from dalle_2.images.depth import grey, is_deep, matches
+from dalle_2.images.strips import by_strips
+from dalle_2.images.transparency import scale_key
+
+WHITE = (255, 255, 255)
+
+# What holds more pixels is halved on the way in, which leaves more of them than any stage draws: as three bytes and
+# a spare one a pixel, with its copies on the way to sRGB, it would take much of a machine's memory.
+LARGE = 2**25
+
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_PLAIN = ("L", "LA", "RGB", "RGBA", "CMYK")
+_KEYED = ("1", "L", "P", "RGB")  # modes in which one colour, or palette entries, may stand for nothing
+
+
+class Layers(NamedTuple):
+    """colour: RGB, not blended with anything. alpha: L, 255 where opaque; None for a picture without transparency."""
+
+    colour: Image.Image
+    alpha: Image.Image | None
+
+
+def layers(image: Image.Image, name: str = "a picture") -> Layers:
+    """Colours and transparency of a picture of any mode; the given one stays as it is.
+
+    name: what warnings call it. A profile that the picture holds is applied, and its deep channel reduced to 8 bits,
+    see `to_srgb` and `grey`. Raises UsageError for a channel without any finite number.
+    """
+    return apart(eight_bit(image, name), image.info.get("icc_profile"), name)
+
+
+def eight_bit(image: Image.Image, name: str, most: int | None = None) -> Image.Image:
+    """The picture in one of few modes, L, LA, RGB, RGBA and CMYK. most: pixels from which on it is half as large."""
+    scale_key(image)
+    shallow = _deep(image, name) if is_deep(image) else image
+    if most is not None and shallow.width * shallow.height > most:
+        return by_strips(shallow, lambda strip: _plain(strip).reduce(2), 2)
+    return _plain(shallow)
+
+
+def apart(image: Image.Image, profile: bytes | None, name: str) -> Layers:
+    """The layers of a picture that `eight_bit` made."""
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    return Layers(to_srgb(_opaque(image), profile, name), alpha)
+
+
+def flattened(image: Image.Image) -> Image.Image:
+    """Any picture as 8-bit sRGB; what shows through is white."""
+    return on_white(layers(image))
+
+
+def on_white(parts: Layers) -> Image.Image:
+    """The colours on a white sheet."""
+    colour, alpha = parts
+    if alpha is None:
+        return colour
+    sheet = colour.copy()
+    sheet.paste(WHITE, (0, 0, *sheet.size), ImageChops.invert(alpha))
+    return sheet
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """In one of the `_PLAIN` modes."""
+    if image.mode in _PREMULTIPLIED:
+        return image.convert(_PREMULTIPLIED[image.mode])
+    if image.mode == "PA" or (image.mode in _KEYED and "transparency" in image.info):
+        return image.convert("RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in _PLAIN else image.convert("RGB")
+
+
+def _deep(image: Image.Image, name: str) -> Image.Image:
+    made, key = grey(image, name), image.info.get("transparency")
+    if isinstance(key, int):
+        return Image.merge("LA", (made, ImageChops.invert(matches(image, key))))
+    return made
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Without its alpha: what is left in an RGB or a grey picture that isn't blended with anything."""
+    if image.mode == "RGBA":
+        return image.convert("RGB")
+    return image.getchannel("L") if image.mode == "LA" else image
