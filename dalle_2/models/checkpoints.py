@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError, UsageError
 from dalle_2.models.rest import Shelved
+from dalle_2.models.turns import making
 from dalle_2.models.unfilled import empty
 from dalle_2.weights.checkpoint import check_tensors, like, load_checkpoint, load_tensors, save_checkpoint
 
@@ -94,7 +95,7 @@ def shelved(path: str | Path, kind: str | None = None) -> Shelved:
 
     def lean() -> nn.Module:
         checkpoint = load_checkpoint(path, kind)
-        model = empty(lambda: build(checkpoint.kind, checkpoint.config, where=str(path)))
+        model = empty(lambda: _untrained(checkpoint.kind, checkpoint.config, where=str(path)))
         check_tensors(model, checkpoint.tensors, path)
         model.provenance = checkpoint.provenance  # type: ignore[assignment]
         return model.eval()
@@ -108,14 +109,18 @@ def shelved(path: str | Path, kind: str | None = None) -> Shelved:
 
 def build(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Module:
     """The untrained model of a kind. Raises CheckpointError, naming `where` the settings came from."""
+    # Weights that are about to be replaced must not cost the caller random numbers.
+    with making, torch.random.fork_rng(devices=[]):
+        return _untrained(kind, settings, where=where)
+
+
+def _untrained(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Module:
     if kind not in KINDS:
         known = ", ".join(KINDS)
         raise CheckpointError(f"{where} holds a {kind!r}, and this release knows {known}: upgrade dalle_2")
     home = importlib.import_module(KINDS[kind].module)
     try:
         config = parse(getattr(home, KINDS[kind].settings), settings)
-        # Weights that are about to be replaced must not cost the caller random numbers.
-        with torch.random.fork_rng(devices=[]):
-            return getattr(home, KINDS[kind].model).from_config(config)
+        return getattr(home, KINDS[kind].model).from_config(config)
     except (ConfigError, UsageError) as error:
         raise CheckpointError(f"the settings in {where} don't describe a {kind}: {error}") from None

@@ -28,6 +28,7 @@ from dalle_2.models.parts import SamplerNames
 from dalle_2.models.placement import choose_device, choose_dtype, lies_on
 from dalle_2.models.precision import buildable
 from dalle_2.models.stages import StageDefaults, StageSettings, of_stage, seed_rows, settled, up_to
+from dalle_2.models.turns import making
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoiser, Target
 from dalle_2.sampling.guidance import Condition
@@ -228,10 +229,11 @@ class Glide:
 
     def part(self, role: str) -> GlideModel:
         """The network of that role."""
-        part = self._parts[role]
-        model = part if isinstance(part, GlideModel) else part()
-        self._parts[role] = model if lies_on(model, self.device) else model.to(self.device)
-        return model
+        with making:
+            part = self._parts[role]
+            model = part if isinstance(part, GlideModel) else part()
+            self._parts[role] = model if lies_on(model, self.device) else model.to(self.device)
+            return model
 
     def stages(self, *, last_stage: str | None = None, painting: bool = False) -> dict[str, GlideModel]:
         """The stages of a run by name, "decoder" and "upsampler-256". painting: of one that fills holes.

@@ -16,6 +16,7 @@ class Once(Generic[V]):
         self._kept: tuple[tuple[Tensor | None, ...], V] | None = None
 
     def __call__(self, *given: Tensor | None) -> V:
-        if self._kept is None or any(a is not b for a, b in zip(given, self._kept[0], strict=True)):
-            self._kept = given, self._function(*given)
-        return self._kept[1]
+        kept = self._kept  # read once, and set at once: another thread may ask of others meanwhile
+        if kept is None or any(a is not b for a, b in zip(given, kept[0], strict=True)):
+            self._kept = kept = given, self._function(*given)
+        return kept[1]

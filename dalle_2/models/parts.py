@@ -31,6 +31,7 @@ from dalle_2.models.stages import (
     up_to,
     upsampled,
 )
+from dalle_2.models.turns import making
 from dalle_2.models.upsampler import Upsampler
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.guidance import Threshold
@@ -73,6 +74,8 @@ class Parts:
     defaults, name, fingerprint: what a pipeline folder says of itself.
 
     A model that is given rather than loaded is moved to `device`, and otherwise left as it is.
+
+    Threads may share a pipeline, from its first use on: each draws what it draws alone.
     """
 
     def __init__(
@@ -108,9 +111,10 @@ class Parts:
     @property
     def clip_encoder(self) -> Encoder:
         """The CLIP that all other parts were trained with."""
-        if not isinstance(self._clip_encoder, Encoder):
-            self._clip_encoder = self._clip_encoder() if self._clip_encoder else _default_encoder(self.device)
-        return self._clip_encoder
+        with making:
+            if not isinstance(self._clip_encoder, Encoder):
+                self._clip_encoder = self._clip_encoder() if self._clip_encoder else _default_encoder(self.device)
+            return self._clip_encoder
 
     @clip_encoder.setter
     def clip_encoder(self, encoder: EncoderSource | None) -> None:
@@ -185,23 +189,26 @@ class Parts:
 
     @property
     def _planned_prior(self) -> Prior | AutoregressivePrior | None:
-        if self._prior is not None:
-            self._prior = self._loaded(self._prior, None)
-            if not isinstance(self._prior, Prior | AutoregressivePrior):
-                raise UsageError(f"a {type(self._prior).__name__} is no prior: give one of the two kinds")
-        return self._prior
+        with making:
+            if self._prior is not None:
+                self._prior = self._loaded(self._prior, None)
+                if not isinstance(self._prior, Prior | AutoregressivePrior):
+                    raise UsageError(f"a {type(self._prior).__name__} is no prior: give one of the two kinds")
+            return self._prior
 
     @property
     def _planned_decoder(self) -> Decoder:
         if self._decoder is None:
             raise UsageError(self._without_decoder())
-        self._decoder = self._loaded(self._decoder, "decoder")
-        return self._decoder  # type: ignore[return-value]
+        with making:
+            self._decoder = self._loaded(self._decoder, "decoder")
+            return self._decoder  # type: ignore[return-value]
 
     @property
     def _planned_upsamplers(self) -> tuple[Upsampler, ...]:
-        self._upsamplers = [self._loaded(source, "upsampler") for source in self._upsamplers]
-        return tuple(self._upsamplers)  # type: ignore[arg-type]
+        with making:
+            self._upsamplers = [self._loaded(source, "upsampler") for source in self._upsamplers]
+            return tuple(self._upsamplers)  # type: ignore[arg-type]
 
     @property
     def _planned_painter(self) -> Decoder:
@@ -209,8 +216,9 @@ class Parts:
         return self._alternative(PAINTER) if alternative else self._planned_decoder  # type: ignore[return-value]
 
     def _alternative(self, role: str) -> nn.Module:
-        self._alternatives[role] = self._loaded(self._alternatives[role], ALTERNATIVES[role])
-        return self._alternatives[role]  # type: ignore[return-value]
+        with making:
+            self._alternatives[role] = self._loaded(self._alternatives[role], ALTERNATIVES[role])
+            return self._alternatives[role]  # type: ignore[return-value]
 
     def _planned_prior_of(self, name: PriorName | None = None) -> Prior | AutoregressivePrior | None:
         if name is None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dalle_2.models import turns
 from dalle_2.weights.aligned import aligned
 
 M = TypeVar("M", bound=nn.Module)
@@ -89,31 +90,39 @@ def whole(model: M) -> M:
     """The model, with all weights that it is to keep."""
     for module in model.modules():
         if (rest := _rest(module)) and rest.kept:
-            _keep(module, rest)
+            _wake(module)
     return model
 
 
 @contextmanager
 def at_work(*modules: object) -> Iterator[None]:
-    """Inside, modules that rest have their weights; then they rest again, or keep them. Others are as they are."""
+    """Inside, modules that rest have their weights; then they rest again, or keep them. Others are as they are.
+
+    Threads may be at work with the same: the last one lays the weights down.
+    """
     with ExitStack() as stack:
         for module in modules:
-            rest = _rest(module)
-            if isinstance(module, nn.Module) and rest and rest.away is None:
-                if rest.kept:
-                    _keep(module, rest)
-                else:
-                    _wake(module, rest)
-                    stack.callback(lay_down, module)
+            if isinstance(module, nn.Module):
+                turns.begin(module)
+                stack.callback(_lay_down, module, turns.end)
+                _wake(module)
         yield
 
 
 def lay_down(module: nn.Module) -> None:
-    """A module that is at work for a while rests from now on; it has to be brought `at_work` anew."""
-    rest = _rest(module)
-    if rest and rest.away is not None:
-        _put(module, rest.away)
-        rest.away = None
+    """A module that this thread is at work with rests from now on; it has to be brought `at_work` anew."""
+    _lay_down(module, turns.leave)
+
+
+def _lay_down(module: nn.Module, end: Callable[[nn.Module], None]) -> None:
+    end(module)
+    if _rest(module) is None:
+        return
+    with turns.making:
+        rest = _rest(module)
+        if rest and rest.away is not None and turns.nobody_at(module):
+            _put(module, rest.away)
+            rest.away = None
 
 
 def _rest(module: object) -> Rest | None:
@@ -121,15 +130,20 @@ def _rest(module: object) -> Rest | None:
     return rest if isinstance(rest, Rest) else None
 
 
-def _keep(module: nn.Module, rest: Rest) -> None:
-    _put(module, rest.weights(module))
-    del module.rest
-
-
-def _wake(module: nn.Module, rest: Rest) -> None:
-    weights, own = rest.weights(module), module.state_dict()
-    rest.away = {name: own[name] for name in weights}
-    _put(module, weights)
+def _wake(module: nn.Module) -> None:
+    """Gives a module that rests its weights, of which it has none yet; a thread that comes later finds them."""
+    if _rest(module) is None:
+        return
+    with turns.making:
+        rest = _rest(module)
+        if rest is None or rest.away is not None:
+            return
+        weights, own = rest.weights(module), module.state_dict()
+        _put(module, weights)
+        if rest.kept:
+            del module.rest
+        else:
+            rest.away = {name: own[name] for name in weights}
 
 
 @contextmanager
@@ -146,10 +160,12 @@ def holding(module: nn.Module, weights: Weights) -> Iterator[None]:
 
 @contextmanager
 def widened(module: nn.Module) -> Iterator[None]:
-    """Inside, the module's weights are in float32, but for parts of it that rest."""
-    own = _own(module).items()
-    with holding(module, {name: value.float() if value.is_floating_point() else value for name, value in own}):
-        yield
+    """Inside, the module's weights are in float32, but for parts of it that rest, and no other thread is at work with
+    it."""
+    with turns.alone(module):
+        own = _own(module).items()
+        with holding(module, {name: value.float() if value.is_floating_point() else value for name, value in own}):
+            yield
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
@@ -159,4 +175,5 @@ def _own(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _put(module: nn.Module, weights: Weights) -> None:
-    module.load_state_dict({**module.state_dict(), **weights}, assign=True)
+    with turns.making:  # or what another thread reads for a part within would be lost
+        module.load_state_dict({**module.state_dict(), **weights}, assign=True)

@@ -7,7 +7,7 @@ the last step of super-resolution has a network of its own, here that is the ups
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from math import log
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from dalle_2.models.placement import Placement, choose_device, choose_dtype
 from dalle_2.models.prior import Prior, PriorConfig
 from dalle_2.models.rest import Shelved, at_work, whole
 from dalle_2.models.stages import StageDefaults
+from dalle_2.models.turns import MadeOnce
 from dalle_2.models.unfilled import empty
 from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
 from dalle_2.pipelines import karlo_settings as settings
@@ -128,7 +129,7 @@ class KarloParts:
         """Whether the folder has a part of that name."""
         return (self.folder / name).is_dir()
 
-    @cached_property
+    @MadeOnce
     def index(self) -> dict[str, Any]:
         """Which class each part is of."""
         return read_json(self.folder / INDEX)
@@ -137,12 +138,12 @@ class KarloParts:
         """Texts, and pictures where the folder has an image encoder, to raw embeddings."""
         return CLIPEncoder(self.clip, tokenizer=self.tokenizer)
 
-    @cached_property
+    @MadeOnce
     def tokenizer(self) -> Tokenizer:
         """CLIP's, in rows as long as the text encoder reads."""
         return Tokenizer.from_clip_folder(self.folder / "tokenizer", context_length=self.text.context_length)
 
-    @cached_property
+    @MadeOnce
     def clip(self) -> CLIP:
         """Both towers, or the one for texts."""
         model = empty(lambda: CLIP(self.clip_config)).eval().requires_grad_(False)
@@ -170,7 +171,7 @@ class KarloParts:
         tower = whole(self.clip.text)
         return self._tower_weights("text", tower) if tower.positions.is_meta else tower.state_dict()
 
-    @cached_property
+    @MadeOnce
     def clip_config(self) -> CLIPConfig:
         """The towers' settings, from the encoders' config.json."""
         text, vision = self.config("text_encoder"), None
@@ -194,12 +195,12 @@ class KarloParts:
         """The text encoder's settings, which prior and decoder read captions by."""
         return self.clip_config.text
 
-    @cached_property
+    @MadeOnce
     def empty(self) -> tuple[int, ...]:
         """The tokens of the empty caption, which stands for none."""
         return tuple(self.tokenizer([""])[0].tolist())
 
-    @cached_property
+    @MadeOnce
     def null_text(self) -> Float[Tensor, "d"]:
         """The embedding of the empty caption."""
         with at_work(self.clip.text):

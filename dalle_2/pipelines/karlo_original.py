@@ -1,7 +1,6 @@
 """Karlo as its own repository stored it, three .ckpt files and one of statistics -> a `DALLe2` of our own modules."""
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.decoder_unet import DecoderUNetConfig
 from dalle_2.models.placement import Placement
 from dalle_2.models.prior import PriorConfig
+from dalle_2.models.turns import MadeOnce
 from dalle_2.pipelines.karlo import KarloParts, pipeline_of
 from dalle_2.published import KARLO_CLIP
 from dalle_2.text.tokenizer import Tokenizer
@@ -97,7 +97,7 @@ class OriginalParts(KarloParts):
             raise CheckpointError(f"{self.folder} {said} {FILES[name]}: the {name} of Karlo must be there once")
         return found[0]
 
-    @cached_property
+    @MadeOnce
     def _loaded(self) -> tuple[CLIP, Tokenizer]:
         model, tokenizer = load_clip(self.source)
         if not isinstance(model, CLIP) or not isinstance(tokenizer, Tokenizer):
@@ -105,17 +105,17 @@ class OriginalParts(KarloParts):
         model.config = model.config.model_copy(update={"normalised": False})
         return model.to(self.device).eval().requires_grad_(False), tokenizer
 
-    @cached_property
+    @MadeOnce
     def clip(self) -> CLIP:
         """Both towers."""
         return self._loaded[0]
 
-    @cached_property
+    @MadeOnce
     def tokenizer(self) -> Tokenizer:
         """CLIP's."""
         return self._loaded[1]
 
-    @cached_property
+    @MadeOnce
     def clip_config(self) -> CLIPConfig:
         """The towers' settings."""
         return self.clip.config

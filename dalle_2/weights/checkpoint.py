@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ FORMAT = "dalle_2"
 FORMAT_VERSION = 2
 SAFETENSORS = (".safetensors",)
 PICKLED = (".pth", ".pt", ".bin")
+_quiet = Lock()  # what is done about warnings holds for all threads
 HEADER = {"format_version": int, "kind": str, "config": dict, "provenance": dict}
 
 
@@ -209,7 +211,7 @@ def _read_pickled(path: Path) -> tuple[Any, dict[str, Tensor]]:
 def unpickled(path: Path) -> Any:
     """What torch.save wrote, of plain values and tensors alone. Raises CheckpointError."""
     try:
-        with warnings.catch_warnings():
+        with _quiet, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other versions: it is read, or refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
