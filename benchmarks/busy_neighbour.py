@@ -59,15 +59,18 @@ def main() -> None:
     parser.add_argument("--neighbour", choices=NEIGHBOURS, default="loop")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="two pairs of the smallest work: a smoke test")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        answer(arguments.works, arguments.quick)
+        answer(arguments.works, arguments.child, arguments.quick)
         return
     if arguments.quick:
         arguments.alone_pairs = arguments.beside_pairs = 2
     settings = arguments.setting or [WAITING]
-    rows = [row for work in arguments.works for row in measured(work, settings, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        if "karlo" in arguments.works:
+            build_karlo(Path(folder))
+        rows = [row for work in arguments.works for row in measured(work, settings, Path(folder), arguments)]
     show(rows, {"neighbour": arguments.neighbour, "quick": arguments.quick, "rows": rows})
 
 
@@ -83,10 +86,18 @@ def parsed(words: str) -> Setting:
 # Measuring
 
 
-def measured(work: str, settings: Sequence[Setting], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows of one work, its parts first."""
+def build_karlo(folder: Path) -> None:
+    from karlo_parts import build
+
+    build(folder, tiny=True)
+
+
+def measured(
+    work: str, settings: Sequence[Setting], folder: Path, arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """The rows of one work: as a whole, then its parts. folder: of the tiny Karlo."""
     with ExitStack() as stack:
-        sides = [stack.enter_context(side(work, setting, arguments)) for setting in (BY_ITSELF, *settings)]
+        sides = [stack.enter_context(side(work, setting, folder, arguments)) for setting in (BY_ITSELF, *settings)]
         say(f"{work}, alone ...")
         alone = rounds(sides, arguments.alone_pairs)
         beside: list[list[Times]] = []
@@ -165,13 +176,14 @@ def environment(setting: Setting, threads: int) -> dict[str, str]:
 
 
 @contextmanager
-def side(work: str, setting: Setting, arguments: argparse.Namespace) -> Iterator[Callable[[], Times]]:
+def side(work: str, setting: Setting, folder: Path, arguments: argparse.Namespace) -> Iterator[Callable[[], Times]]:
     """What does a work once, under a setting."""
     if work == "command":
-        with tempfile.TemporaryDirectory() as folder:
-            yield lambda: whole(folder, environment(setting, arguments.threads))
+        with tempfile.TemporaryDirectory() as out:
+            yield lambda: whole(out, environment(setting, arguments.threads))
         return
-    command = [sys.executable, __file__, "--child", "--works", work, *(["--quick"] if arguments.quick else [])]
+    quick = ["--quick"] if arguments.quick else []
+    command = [sys.executable, __file__, "--child", str(folder), "--works", work, *quick]
     process = subprocess.Popen(
         command, env=environment(setting, arguments.threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -200,9 +212,9 @@ def whole(folder: str, environ: Mapping[str, str]) -> Times:
 # The work
 
 
-def answer(works: Sequence[str], quick: bool) -> None:
+def answer(works: Sequence[str], folder: Path, quick: bool) -> None:
     """Does a work whenever a line comes, and tells its seconds; ends with the input."""
-    made = {"pictures": pictures, "training": training, "karlo": karlo}
+    made = {"pictures": pictures, "training": training, "karlo": lambda quick: karlo(folder, quick)}
     (name,) = works
     work = made[name](quick)
     for _ in sys.stdin:
@@ -247,13 +259,9 @@ def training(quick: bool) -> Callable[[], Times]:
     return work
 
 
-def karlo(quick: bool) -> Callable[[], Times]:
-    from karlo_parts import build
-
+def karlo(folder: Path, quick: bool) -> Callable[[], Times]:
     import dalle_2
 
-    folder = Path(tempfile.gettempdir()) / "dalle2-tiny-karlo"
-    build(folder, tiny=True)
     pipeline = dalle_2.load(folder, device="cpu", dtype="fp32")
 
     def work() -> Times:

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import time
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -82,6 +83,16 @@ def cpu_quota() -> int | None:
     """The processors a control group grants this process, rounded up; None if it sets no limit."""
     quota, period = _cgroup_limit()
     return -(-quota // period) if quota > 0 and period > 0 else None
+
+
+def process_age() -> float | None:
+    """Seconds since this process began, in hundredths; None where the system doesn't tell."""
+    try:
+        # After the name, which may hold anything, the 22nd field is counted from the third.
+        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began if began > 0 else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def has_nvidia() -> bool:

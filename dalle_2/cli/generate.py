@@ -137,7 +137,7 @@ def _made(
     pipeline: Path, device: str, dtype: str, low_memory: bool, compiled: bool, best_of: int,
 ) -> None:  # fmt: skip
     """Makes and saves the pictures batch by batch; with `best_of` all of them, and then the best."""
-    with loading(pipeline.name, quiet=run.quiet):
+    with loading(pipeline.name, run.watch, quiet=run.quiet):
         from dalle_2.inference.generate import generations, load_drawing, new_seed, plan_of, repeated
         from dalle_2.inference.prompt_doubts import prompt_warnings
         from dalle_2.models.dalle2 import DALLe2
@@ -153,7 +153,7 @@ def _made(
     batches = ceil(len(listed) / loaded.micro_batch)
     totals = {name: stage.steps * batches for name, stage in plan.items()}
     first = new_seed() if seed is None else seed
-    with stage_progress(totals, quiet=run.quiet, compiled=compiled) as progress:
+    with stage_progress(totals, run.watch, quiet=run.quiet, compiled=compiled) as progress:
         made = generations(loaded, listed, first, settings, on_step=progress.step)
         if best_of > 1 and isinstance(loaded, DALLe2):
             from dalle_2.inference.rerank import reranked

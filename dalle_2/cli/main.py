@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from dalle_2.cli.home import knowing_home
+from dalle_2.cli.stopwatch import begin
 from dalle_2.cli.streams import show_what_can_be_shown
 from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.paths import is_disk_full
@@ -90,6 +91,7 @@ def options(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
     wait_asleep()  # before anything loads torch
+    begin(with_process=argv is None)
     arguments, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     show_what_can_be_shown()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -133,6 +135,8 @@ def _verdict(error: Any) -> tuple[str, int]:
 
         if isinstance(error, ValidationError):
             return describe(error), UsageError.exit_status
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f"torch.compile failed, {_first_line(error)}: draw without --compile, or see --debug for all it says", 1
     if isinstance(error, ImportError):
         return f"can't import {error.name or 'a package'} ({error}): dalle2 doctor says what is installed", 1
     if isinstance(error, OSError) and error.filename:

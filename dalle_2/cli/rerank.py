@@ -7,6 +7,7 @@ import typer
 
 from dalle_2.cli import options
 from dalle_2.cli.stage_progress import loading
+from dalle_2.cli.stopwatch import Stopwatch
 from dalle_2.cli.streams import say_json
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
 from dalle_2.text.prompts import check_prompts
@@ -28,7 +29,7 @@ def rerank(
     """
     (wanted,) = check_prompts(caption)
     found = find_pipeline(pipeline)
-    with loading(found.name, quiet=quiet):
+    with loading(found.name, Stopwatch(), quiet=quiet):
         from dalle_2.images import open_image
         from dalle_2.inference.prompt_doubts import caption_warnings
         from dalle_2.inference.rerank import closeness

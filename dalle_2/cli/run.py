@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from dalle_2.cli.stage_progress import loading, stage_progress
+from dalle_2.cli.stopwatch import Stopwatch
 from dalle_2.cli.streams import say_json
 from dalle_2.inference.generation import Generation
 from dalle_2.inference.saving import Format, folder_name, output_folder, save_new
@@ -27,7 +28,7 @@ class Run:
     ) -> None:
         self.folder, self.format, self.keep_metadata = folder_name(out), format, keep_metadata
         self.quiet, self.as_json = quiet, as_json
-        self.begun, self.stamp = time.monotonic(), time.strftime(STAMP) + (f"-{stem}" if stem else "")
+        self.watch, self.stamp = Stopwatch(), time.strftime(STAMP) + (f"-{stem}" if stem else "")
         self.made: list[Generation] = []
         self.digits = DIGITS
 
@@ -35,12 +36,14 @@ class Run:
         """Writes each picture and says where it lies."""
         try:
             for generation in generations:
+                self.watch.lap("other")  # from the last step to a picture
                 output_folder(self.folder)  # only now that there is something to write
                 stem = f"{self.stamp}-{len(self.made):0{self.digits}}-{generation.seed}"
                 metadata = generation.metadata if self.keep_metadata else {}
                 path = save_new(generation.image, self.folder, stem, self.format, metadata)
                 self.made.append(generation)
                 self._say(path, generation)
+                self.watch.lap("writing")
         except BaseException:
             if self.made:
                 typer.echo(f"dalle2: {pictures(len(self.made))} finished before: {self.folder}", err=True)
@@ -65,10 +68,10 @@ class Run:
             typer.echo(path, err=self.as_json)
 
     def close(self) -> None:
-        """Says where the pictures lie."""
+        """Says where the pictures lie, and where the time went."""
+        self.watch.lap("writing")
         if not self.quiet:
-            seconds = time.monotonic() - self.begun
-            typer.echo(f"{pictures(len(self.made))} in {self.folder.resolve()} ({seconds:.1f} s)", err=True)
+            typer.echo(f"{pictures(len(self.made))} in {self.folder.resolve()} ({self.watch.sum()})", err=True)
 
 
 def edit(
@@ -94,7 +97,7 @@ def edit(
     """
     found = find_pipeline(pipeline)
     run = Run(out, format, stem=task, quiet=quiet, as_json=as_json)
-    with loading(found.name, quiet=quiet):
+    with loading(found.name, run.watch, quiet=quiet):
         from dalle_2.inference.generate import new_seed
         from dalle_2.inference.prompt_doubts import prompt_warnings
         from dalle_2.pipelines.folder import load
@@ -103,7 +106,7 @@ def edit(
         doubts = prompt_warnings(loaded, captions) if captions else []
     for doubt in doubts:
         typer.echo(f"dalle2: warning: {doubt}", err=True)
-    with stage_progress({}, quiet=quiet, compiled=compiled) as progress:
+    with stage_progress({}, run.watch, quiet=quiet, compiled=compiled) as progress:
         run.save(make(loaded, new_seed() if seed is None else seed, progress.step))
     if grid and run.made:
         run.sheet(len(run.made))

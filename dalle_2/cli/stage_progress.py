@@ -7,9 +7,14 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any, Self
 
+from dalle_2.cli.stopwatch import Stopwatch
+
 
 class StageProgress:
-    """Is told of every step; used as a context. This one shows nothing."""
+    """Is told of every step; used as a context. This one shows nothing, but has the watch count each stage."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self.watch = watch
 
     def __enter__(self) -> Self:
         return self
@@ -19,6 +24,11 @@ class StageProgress:
 
     def step(self, stage: str, step: Any) -> None:
         """Step `step.index` of `step.total` of a stage is done."""
+        if step.index + 1 == step.total:
+            self.ended(stage, step.total, self.watch.lap("drawing"))
+
+    def ended(self, stage: str, steps: int, seconds: float) -> None:
+        """A stage is done, that many seconds after the one before it, or after loading."""
 
 
 class Bars(StageProgress):
@@ -27,7 +37,8 @@ class Bars(StageProgress):
     A stage that isn't among them gets a bar when it begins, which grows with every further walk.
     """
 
-    def __init__(self, totals: Mapping[str, int]) -> None:
+    def __init__(self, totals: Mapping[str, int], watch: Stopwatch) -> None:
+        super().__init__(watch)
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -48,6 +59,7 @@ class Bars(StageProgress):
 
     def step(self, stage: str, step: Any) -> None:
         """Moves a stage's bar, whose clock starts with its first step."""
+        super().step(stage, step)
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=0, start=False)
             self._open.add(stage)
@@ -61,16 +73,10 @@ class Bars(StageProgress):
 class Lines(StageProgress):
     """A line on stderr whenever a stage has gone through its steps."""
 
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-
-    def step(self, stage: str, step: Any) -> None:
+    def ended(self, stage: str, steps: int, seconds: float) -> None:
         """Speaks after a stage's last step."""
-        if step.index + 1 == step.total:
-            now = time.monotonic()
-            steps = "1 step" if step.total == 1 else f"{step.total} steps"
-            print(f"{stage}: {steps}, {now - self._since:.1f} s", file=sys.stderr, flush=True)
-            self._since = now
+        counted = "1 step" if steps == 1 else f"{steps} steps"
+        print(f"{stage}: {counted}, {seconds:.1f} s", file=sys.stderr, flush=True)
 
 
 class WarmUps(StageProgress):
@@ -80,6 +86,7 @@ class WarmUps(StageProgress):
     """
 
     def __init__(self, shown: StageProgress) -> None:
+        super().__init__(shown.watch)
         self.shown, self.took = shown, dict[str, list[float]]()
         self._since = time.monotonic()
 
@@ -104,7 +111,7 @@ class WarmUps(StageProgress):
 
 
 @contextmanager
-def loading(name: str, *, quiet: bool) -> Iterator[None]:
+def loading(name: str, watch: Stopwatch, *, quiet: bool) -> Iterator[None]:
     """A word on a terminal while torch and the weights are read, which takes seconds; it goes when that is done."""
     shown = not quiet and sys.stderr.isatty()
     if shown:
@@ -114,11 +121,14 @@ def loading(name: str, *, quiet: bool) -> Iterator[None]:
     finally:
         if shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
+        watch.lap("loading")
 
 
-def stage_progress(totals: Mapping[str, int], *, quiet: bool, compiled: bool = False) -> StageProgress:
+def stage_progress(
+    totals: Mapping[str, int], watch: Stopwatch, *, quiet: bool, compiled: bool = False
+) -> StageProgress:
     """Bars where a person watches, lines where a file does."""
     if quiet:
-        return StageProgress()
-    shown = Bars(totals) if sys.stderr.isatty() else Lines()
+        return StageProgress(watch)
+    shown = Bars(totals, watch) if sys.stderr.isatty() else Lines(watch)
     return WarmUps(shown) if compiled else shown

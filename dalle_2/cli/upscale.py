@@ -1,6 +1,5 @@
 """`dalle2 upscale PICTURE...`: enlarge pictures with a pipeline's upsamplers."""
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ import typer
 
 from dalle_2.cli import options
 from dalle_2.cli.stage_progress import loading, stage_progress
+from dalle_2.cli.stopwatch import Stopwatch
 from dalle_2.cli.streams import say_json
 from dalle_2.inference.saving import folder_name, output_folder, save_new
 from dalle_2.paths import GENERATIONS
@@ -53,13 +53,13 @@ def upscale(
     side in shapes-tiny: what that is too small to show is lost. With --whole it is kept as it is, and its
     sides become so many times longer as the upsampler does it, 4 times in shapes-tiny.
     """
-    begun = time.monotonic()
+    watch = Stopwatch()
     if sampler is not None:
         sampler_name(sampler)
     found = find_pipeline(pipeline)
     folder_name(out)
 
-    with loading(found.name, quiet=quiet):
+    with loading(found.name, watch, quiet=quiet):
         from dalle_2.images import open_image
         from dalle_2.inference.generate import new_seed
         from dalle_2.inference.upscale import UpscaleSettings, batches, enlargement, upscaled
@@ -80,16 +80,18 @@ def upscale(
     for rows in batches(ways, settings.micro_batch(loaded)):
         totals.update({name: plan[name].steps for name in ways[rows[0]].stages})
     first = new_seed() if seed is None else seed
-    with stage_progress(totals, quiet=quiet, compiled=compiled) as progress:
+    with stage_progress(totals, watch, quiet=quiet, compiled=compiled) as progress:
         for made in upscaled(loaded, images, first, settings, on_step=progress.step):
+            watch.lap("other")  # from the last step to a picture
             stem = f"{pictures[made.index].stem[:100]}-{_size(made.image.size)}px"
             path = save_new(made.image, folder, stem, format, made.metadata)
             if as_json:
                 say_json({"file": str(path), **made.metadata})
             elif not quiet:
                 typer.echo(f"{path}  seed {made.seed}")
+            watch.lap("writing")
     count = f"{len(images)} picture{'' if len(images) == 1 else 's'}"
-    _note(f"{count} in {folder.resolve()} ({time.monotonic() - begun:.1f} s)", quiet)
+    _note(f"{count} in {folder.resolve()} ({watch.sum()})", quiet)
 
 
 def _size(sides: tuple[int, int]) -> str:
