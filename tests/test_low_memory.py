@@ -1,6 +1,7 @@
 """Weights that are in memory only while they work, dtypes, and compiled networks: the pictures don't tell."""
 
 import shutil
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -341,6 +342,7 @@ def test_what_overflows_is_done_again_in_float32(folder: Path, monkeypatch: pyte
 
 def test_every_network_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
+    monkeypatch.setenv("CXX", sys.executable)  # whatever there is, it isn't called here
     monkeypatch.setattr(torch, "compile", lambda call: compiled.append(call.__self__) or call)
     pipeline = load(folder, compiled=True)
     expected = load(folder).generate(PROMPTS, STEPS, seeds=1)

@@ -28,7 +28,7 @@ LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Only the part at work is in memory; the same pictures, a little later.")
 ]
 Compiled = Annotated[
-    bool, typer.Option("--compile", help="torch.compile; the first step of each part takes long, the others less.")
+    bool, typer.Option("--compile", help="torch.compile; the first step takes long; a processor needs a C++ compiler.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 PictureFormat = Annotated[Format, typer.Option(help="Picture format.")]

@@ -11,6 +11,7 @@ from torch import nn
 from dalle_2.errors import UsageError
 from dalle_2.models.autoregressive_prior import AutoregressivePrior
 from dalle_2.models.checkpoints import shelved
+from dalle_2.models.compiling import require_compiler
 from dalle_2.models.decoder import Decoder, require_eta
 from dalle_2.models.decoder_unet import DecoderUNet
 from dalle_2.models.diffusion import Diffusion
@@ -70,7 +71,8 @@ class Parts:
     device, dtype: names, or PyTorch's objects. With a smaller dtype than float32 the networks run under autocast; the
         weights of parts that are loaded stay in float32, but for those that are made for another.
     low_memory: only the part at work has its weights, which are read anew each time; on a CUDA device they wait in the
-        CPU's memory. compiled: networks go through `torch.compile`, which takes a while in the first step.
+        CPU's memory. compiled: networks go through `torch.compile`, which takes a while in the first step; raises
+        UsageError where it has no compiler.
     defaults, name, fingerprint: what a pipeline folder says of itself.
 
     A model that is given rather than loaded is moved to `device`, and otherwise left as it is.
@@ -98,6 +100,8 @@ class Parts:
     ) -> None:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
+        if compiled:
+            require_compiler(self.device)
         self._prior, self._decoder, self._clip_encoder = prior_path, decoder_path, clip_encoder
         self._upsamplers = list(upsampler_paths)
         self._alternatives = dict(alternatives or {})
