@@ -17,7 +17,9 @@ from dalle_2.data.folders import Folder, Unreachable
 from dalle_2.data.skipped import BAD_CAPTION, BAD_TABLE, FOLLOW, MISSING, OUTSIDE, Skipped
 from dalle_2.errors import DataError
 
-TABLES = tuple(f"{stem}.{suffix}" for stem in ("captions", "metadata") for suffix in ("csv", "tsv", "jsonl"))
+STEMS = ("captions", "metadata")
+TABLES = tuple(f"{stem}.{suffix}" for stem in STEMS for suffix in ("csv", "tsv", "jsonl"))
+OTHERS = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".arrow")
 BESIDE = (".txt", ".caption", ".json")
 
 # picture -> its captions, normalised; an empty tuple where there are none
@@ -55,6 +57,12 @@ def is_about_captions(name: str) -> bool:
 def is_table(name: str) -> bool:
     """Whether a file is a table of captions, by its name."""
     return posixpath.basename(name).lower() in TABLES
+
+
+def may_be_meant(name: str) -> bool:
+    """Whether a file that is no table here may have been meant as one, by its name."""
+    stem = posixpath.splitext(posixpath.basename(name).lower())[0]
+    return not is_table(name) and (name.lower().endswith(OTHERS) or stem in STEMS)
 
 
 def _known_once(skipped: Iterable[Skipped], captions: Captions) -> list[Skipped]:
@@ -109,9 +117,9 @@ def _file(folder: Folder, written: str, home: str, files: FileNames) -> tuple[st
     if (found := files.find(written, home)) is not None:
         return found, ""
     name = posixpath.normpath(posixpath.join(home, folder.within(written)))
-    if folder.escapes(name):
-        return name, OUTSIDE
-    return name, "" if folder.is_file(name) else MISSING
+    if not folder.is_file(name):
+        return name, OUTSIDE if folder.names_outside(name) else MISSING
+    return name, OUTSIDE if folder.escapes(name) else ""
 
 
 def _nowhere(label: str, lacking: dict[str, tuple[Row, str]]) -> str:

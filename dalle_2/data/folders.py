@@ -66,10 +66,14 @@ class Folder(ABC):
         """An absolute path to something in this folder as a name in it; any other name as it is."""
         return name
 
-    def escapes(self, name: str) -> bool:
-        """True if the name leads out of the folder, by `..`, by an absolute path, or by a link."""
+    def names_outside(self, name: str) -> bool:
+        """True if the name itself leads out of the folder, by `..` or by an absolute path, or can be no file's."""
         absolute = posixpath.isabs(name) or os.path.isabs(name) or PureWindowsPath(name).is_absolute()
-        return absolute or ".." in name.replace("\\", "/").split("/")
+        return absolute or ".." in name.replace("\\", "/").split("/") or "\0" in name
+
+    def escapes(self, name: str) -> bool:
+        """True if what is there by that name lies outside: by its name, or by a link."""
+        return self.names_outside(name)
 
 
 class LocalFolder(Folder):
@@ -126,10 +130,11 @@ class LocalFolder(Folder):
         homes = (self._real, os.path.abspath(self.root)) if os.path.isabs(name) else ()
         return next((os.path.relpath(name, home) for home in homes if Path(name).is_relative_to(home)), name)
 
+    def names_outside(self, name: str) -> bool:
+        return "\0" in name if self.follow_links else super().names_outside(name)
+
     def escapes(self, name: str) -> bool:
-        if self.follow_links:
-            return "\0" in name
-        return super().escapes(name) or self._leads_out(name)
+        return self.names_outside(name) or (not self.follow_links and self._leads_out(name))
 
     def _leads_out(self, name: str) -> bool:
         try:

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from dalle_2.data.abs_dataset import AbsDataset, Example
-from dalle_2.data.caption_files import TABLES, Captions, is_about_captions, is_table, read_captions
+from dalle_2.data.caption_files import TABLES, Captions, is_about_captions, may_be_meant, read_captions
 from dalle_2.data.file_names import composed
 from dalle_2.data.folders import Listed, Unreachable, open_folder
 from dalle_2.data.held_out import left_to_train_on
@@ -44,7 +44,6 @@ from dalle_2.errors import DataError, UsageError
 from dalle_2.images import from_pil, open_image
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx", ".arrow")  # that may be what was meant
 
 
 class _EmptyFile(DataError):
@@ -212,13 +211,13 @@ class ImageFolder(AbsDataset):
         unread = next((item.detail for item in self._skipped.values() if item.reason == BAD_CAPTION), None)
         if unread is not None:
             return unread
-        others = [name for name in names if name.lower().endswith(OTHER_TABLES) and not is_table(name)]
+        others = list(filter(may_be_meant, names))
         outside = [name for name in self._outside() if not _is_picture(name)]
         links = f"; not followed out of the folder: {listed(outside)}; {FOLLOW}" if outside else ""
         return (
             f"none of the {count} pictures in {self._folder.label} has a caption: put NAME.txt beside NAME.png, or a "
             f"table {', '.join(TABLES[:-1])} or {TABLES[-1]} into the folder"
-            + (f" ({listed(others, 3)} is not read)" if others else links)
+            + (f" (no such table: {listed(others, 3)})" if others else links)
         )
 
     def _outside(self) -> list[str]:
