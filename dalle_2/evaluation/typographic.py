@@ -8,12 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dalle_2.errors import UsageError
-from dalle_2.images import check_picture
+from dalle_2.images import check_picture, flattened, lacking
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.text.prompts import check_prompts
 
 SCALE = 100.0  # CLIP's largest temperature, where its pipeline doesn't say its own
-NO_SIGN = "\uffff"  # never a character: drawn as the box that stands for what a font lacks
 LABEL = 0.45  # width of the label, as a share of the picture's
 
 
@@ -62,13 +61,13 @@ def labelled(image: Image.Image, word: str) -> Image.Image:
     Raises UsageError for a word that is too long for the picture, or has signs that the font lacks.
     """
     check_picture(image)
-    picture = image.convert("RGB")
+    picture = flattened(image).copy()
     width = round(LABEL * picture.width)
     font = ImageFont.load_default(_fitting(word, width))
     if font.getlength(word) > picture.width:
         raise UsageError(f"{word!r} is too long for a picture {picture.width} pixels wide: write a shorter word")
-    if lacking := [sign for sign in word if bytes(font.getmask(sign)) == bytes(font.getmask(NO_SIGN))]:
-        raise UsageError(f"the font has no sign for {lacking[0]!r}: write the word in Latin letters")
+    if missing := lacking(font, word):
+        raise UsageError(f"the font has no sign for {missing[0]!r}: write the word in Latin letters")
     box = ImageDraw.Draw(picture).textbbox((0, 0), word, font=font)
     size = (box[2] - box[0] + 8, box[3] - box[1] + 8)
     left, top = (picture.width - size[0]) // 2, (picture.height - size[1]) // 2
