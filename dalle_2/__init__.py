@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from dalle_2.data.image_folder import ImageFolder as ImageFolder
     from dalle_2.data.shapes import Shapes as Shapes
     from dalle_2.inference.generate import generate as generate
+    from dalle_2.models.checkpoints import load_model as load_model
+    from dalle_2.models.checkpoints import save_model as save_model
     from dalle_2.models.clip import CLIP as CLIP
     from dalle_2.models.clip_encoding import CLIPEncoder as CLIPEncoder
     from dalle_2.models.dalle2 import DALLe2 as DALLe2
@@ -49,7 +51,9 @@ _HOME = {
     "Upsampler": "models.upsampler",
     "generate": "inference.generate",
     "load": "pipelines.folder",
+    "load_model": "models.checkpoints",
     "save": "pipelines.folder",
+    "save_model": "models.checkpoints",
 }
 
 __all__ = [*_HOME, "__version__"]

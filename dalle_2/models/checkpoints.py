@@ -13,7 +13,17 @@ from dalle_2.errors import CheckpointError, ConfigError, UsageError
 from dalle_2.models.rest import Shelved
 from dalle_2.models.turns import making
 from dalle_2.models.unfilled import empty
-from dalle_2.weights.checkpoint import check_tensors, like, load_checkpoint, load_tensors, save_checkpoint
+from dalle_2.models.wrapped import unwrapped
+from dalle_2.weights.checkpoint import (
+    Checkpoint,
+    NoHeader,
+    check_tensors,
+    like,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+)
+from dalle_2.weights.prefixes import plain_name, plain_names
 
 
 class Kind(NamedTuple):
@@ -55,53 +65,65 @@ def save_model(
     dtype: torch.dtype | None = None,
 ) -> None:
     """Writes a model with its settings, atomically; `dtype` is for floating-point tensors only, and not for those of
-    modules that are `stored_exactly`.
+    modules that are `stored_exactly`. What wraps the model, such as torch.compile or DataParallel, is left out.
 
     provenance: plain JSON values about its origin; by default what came with it when it was loaded.
 
     Raises UsageError for a model without kind and settings and for a suffix that names no format,
     CheckpointError if the file can't be written.
     """
+    model = unwrapped(model)
     if not isinstance(model, Stored):
         raise UsageError(f"a {type(model).__name__} can't be stored: it has no kind and no config")
     settings = model.config.model_dump(mode="json")
     origin = getattr(model, "provenance", None) if provenance is None else provenance
     exact = {
-        f"{home}.{name}"
+        plain_name(f"{home}.{name}")
         for home, module in model.named_modules()
         if getattr(module, "stored_exactly", False)
         for name in module.state_dict()
     }
-    save_checkpoint(path, model.kind, settings, model.state_dict(), origin, dtype, exact)
+    save_checkpoint(path, model.kind, settings, plain_names(model.state_dict()), origin, dtype, exact)
 
 
 def load_model(path: str | Path, kind: str | None = None) -> nn.Module:
     """Rebuilds a model from its file: in float32 on the CPU, in eval mode.
 
-    What the file says of its origin is kept as `model.provenance`.
+    What the file says of its origin is kept as `model.provenance`. A file that `save_model` didn't write, such as a
+    state dict or a trainer's whole state, is read where it says enough, see `models/unlabelled.py`.
 
     Raises CheckpointError if the file is missing, damaged, of another kind than `kind`, of an unknown kind, or
     if its settings and tensors don't fit each other; UsageError for a suffix that names no format.
     """
-    checkpoint = load_checkpoint(path, kind)
+    checkpoint = read(path, kind)
     model = build(checkpoint.kind, checkpoint.config, where=str(path))
     load_tensors(model, checkpoint.tensors, path)
     model.provenance = checkpoint.provenance  # type: ignore[assignment]
     return model.eval()
 
 
+def read(path: str | Path, kind: str | None = None) -> Checkpoint:
+    """A file's settings and tensors, whoever wrote it; it raises what `load_model` raises."""
+    try:
+        return load_checkpoint(path, kind)
+    except NoHeader as unlabelled:
+        from dalle_2.models.unlabelled import labelled
+
+        return labelled(Path(path), kind, unlabelled)
+
+
 def shelved(path: str | Path, kind: str | None = None) -> Shelved:
     """The model of a file that may be built without its weights. It raises what `load_model` raises."""
 
     def lean() -> nn.Module:
-        checkpoint = load_checkpoint(path, kind)
-        model = empty(lambda: _untrained(checkpoint.kind, checkpoint.config, where=str(path)))
+        checkpoint = read(path, kind)
+        model = empty(lambda: build(checkpoint.kind, checkpoint.config, where=str(path)))
         check_tensors(model, checkpoint.tensors, path)
         model.provenance = checkpoint.provenance  # type: ignore[assignment]
         return model.eval()
 
     def weights(model: nn.Module) -> dict[str, Tensor]:
-        tensors = load_checkpoint(path, kind).tensors
+        tensors = read(path, kind).tensors
         return {name: like(tensors[name].to(own.dtype), own) for name, own in model.state_dict().items()}
 
     return Shelved(lean, weights)

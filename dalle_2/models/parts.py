@@ -34,6 +34,7 @@ from dalle_2.models.stages import (
 )
 from dalle_2.models.turns import making
 from dalle_2.models.upsampler import Upsampler
+from dalle_2.models.wrapped import unwrapped
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.options import TokenOptions
@@ -246,6 +247,7 @@ class Parts:
 
     def _loaded(self, source: Source, kind: str | None) -> nn.Module:
         if isinstance(source, nn.Module):
+            source = unwrapped(source)
             return source if is_resting(source) or lies_on(source, self.device) else source.to(self.device)
         if isinstance(source, str | Path):
             source = shelved(source, kind)

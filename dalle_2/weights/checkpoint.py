@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.paths import atomic_path
+from dalle_2.weights.prefixes import plain_name, plain_names
 from dalle_2.weights.safetensors_file import write_safetensors
 
 FORMAT = "dalle_2"
@@ -28,6 +29,10 @@ SAFETENSORS = (".safetensors",)
 PICKLED = (".pth", ".pt", ".bin")
 _quiet = Lock()  # what is done about warnings holds for all threads
 HEADER = {"format_version": int, "kind": str, "config": dict, "provenance": dict}
+
+
+class NoHeader(CheckpointError):
+    """A sound file that this package didn't write: nothing in it says what its weights are of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,17 +118,18 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copies `tensors` into `module`, in the module's dtype. `source` names them in the message.
+    """Copies `tensors` into `module`, in the module's dtype, whatever wraps either. `source` names them in the message.
 
     Raises CheckpointError naming missing, superfluous and mis-shaped tensors; the module is then unchanged.
     """
     check_tensors(module, tensors, source)
-    module.load_state_dict(dict(tensors))
+    plain = plain_names(tensors)
+    module.load_state_dict({name: plain[plain_name(name)] for name in module.state_dict()})
 
 
 def check_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Raises CheckpointError naming missing, superfluous and mis-shaped tensors; of their data nothing is read."""
-    own = module.state_dict()
+    own, tensors = plain_names(module.state_dict()), plain_names(tensors)
     problems = [
         *listed("missing", [name for name in own if name not in tensors]),
         *listed("not known here", [name for name in tensors if name not in own]),
@@ -204,7 +210,7 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
 def _read_pickled(path: Path) -> tuple[Any, dict[str, Tensor]]:
     content = unpickled(path)
     if not isinstance(content, dict) or not isinstance(content.get("tensors"), dict):
-        raise CheckpointError(f"{path} is not a checkpoint of this package: it has no table of tensors")
+        raise NoHeader(f"{path} is not a checkpoint of this package: it has no table of tensors")
     return content.get(FORMAT), content["tensors"]
 
 
@@ -216,8 +222,8 @@ def unpickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} was refused because it is damaged or holds more than plain values and tensors, "
-            "and loading that could run code"
+            f"{path} was refused because it is damaged or holds more than plain values and tensors, and loading that "
+            "could run code: write a model anew with dalle_2.save_model(model, path), which keeps its settings, too"
         ) from None
     except Exception as error:  # bytes that are no pickle can end in any error
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -228,7 +234,7 @@ def unpickled(path: Path) -> Any:
 
 def _checkpoint(header: Any, tensors: dict[str, Tensor], path: Path) -> Checkpoint:
     if not isinstance(header, dict):
-        raise CheckpointError(
+        raise NoHeader(
             f"{path} is not a checkpoint of this package: its header has no {FORMAT!r} entry"
         )
     lacking = [key for key, kind in HEADER.items() if not isinstance(header.get(key), kind)]
@@ -236,7 +242,7 @@ def _checkpoint(header: Any, tensors: dict[str, Tensor], path: Path) -> Checkpoi
         raise CheckpointError(
             f"the header of {path} is damaged: {', '.join(lacking)} is missing or of a wrong type"
         )
-    return Checkpoint(tensors=tensors, **{key: header[key] for key in HEADER})
+    return Checkpoint(tensors=plain_names(tensors), **{key: header[key] for key in HEADER})
 
 
 def _migrated(checkpoint: Checkpoint, path: Path) -> Checkpoint:
