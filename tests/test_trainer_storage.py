@@ -33,7 +33,7 @@ def test_the_log_has_a_line_every_few_steps(tmp_path: Path, monkeypatch: pytest.
     run.fit(5 * BATCH)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["images"] for line in lines] == [2 * BATCH, 4 * BATCH]
-    assert lines[0].keys() == {"images", "loss", "grad_norm", "seconds"}
+    assert lines[0].keys() == {"images", "loss", "grad_norm", "lr", "seconds"}
     assert lines[0]["loss"] > 0
     assert lines[1]["loss"] is None
 

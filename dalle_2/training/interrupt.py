@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM during training: the step is finished and the state saved before the process ends."""
+"""Ctrl-C and SIGTERM: a training finishes its step and saves its state before the process ends; other work leaves no
+half-written file."""
 
 import signal
 import threading
@@ -7,27 +8,60 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TERMINATED = 128 + signal.SIGTERM  # as shells report it
+
+Stop = Callable[[], int | None]  # the signal that asked this process to stop, if there was one
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C in a training, which has saved its state."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM; `code` is 0 in a training that has saved its state, elsewhere 143."""
+
+
+def ending(number: int, words: str) -> Stopped | Terminated:
+    """What ends a training that was asked to stop and has saved its state."""
+    return Stopped(words) if number == signal.SIGINT else Terminated(0)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a question: was this process asked to stop? A second Ctrl-C stops it at once.
+def stop_on_signals() -> Iterator[Stop]:
+    """Yields a question: which signal asked this process to stop? A second Ctrl-C stops it at once.
 
-    Outside the main thread, where Python delivers no signals, the answer is always no.
+    Outside the main thread, where Python delivers no signals, the answer is always None.
     """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
+    asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        asked.append(number)
 
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    with _handling(dict.fromkeys(SIGNALS, ask)):
+        yield lambda: asked[0] if asked else None
+
+
+@contextmanager
+def unwound_on_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM raises `Terminated`, so that temporary files go as they do after an error."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated(TERMINATED)
+
+    with _handling({signal.SIGTERM: end}):
+        yield
+
+
+@contextmanager
+def _handling(handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield asked.is_set
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

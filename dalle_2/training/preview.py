@@ -35,3 +35,11 @@ def sample_grid(model: nn.Module, batch: dict[str, Tensor], sampler: Sampler | N
         words = {"tokens": batch["tokens"][:PREVIEWS].to(device)} if reads else {}
         rows = [true, model.sample(z_img, sampler=sampler, seeds=seeds, **words)]  # type: ignore[operator]
     return grid([picture for row in rows for picture in to_pils(row.cpu())], columns=len(true))
+
+
+def shown(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """What a sample grid needs of a batch, clean or noised; None where it has no pictures of the model's size."""
+    image = batch.get("image", batch.get("x_0"))
+    if image is None or "z_img" not in batch or image.shape[-1] != model.config.image_size:  # type: ignore[union-attr]
+        return None
+    return {**batch, "image": image}

@@ -6,6 +6,7 @@ import posixpath
 import shutil
 import tempfile
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -96,6 +97,16 @@ class Mirror:
                 f"the state at {self.url} can't be fetched ({error}): delete {MARKER} there to start anew"
             ) from error
         atomic_write_text(digest_file(folder / STATE), content)
+
+    def committed(self) -> str:
+        """What lies beside the state that counts, see `saved_run`; nothing where none does, or can't be looked at."""
+        if self.url is None:
+            path = digest_file(self.folder / STATE)
+            return path.read_text() if path.is_file() else ""
+        with suppress(OSError, ValueError):  # of which the upload will tell
+            files, root = self._place()
+            return str(files.cat_file(f"{root}/{MARKER}").decode())
+        return ""
 
     def _try_out(self) -> None:
         """Writes and removes a probe, so that a missing permission shows before the first step, not after an hour."""

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import pickle
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,20 @@ import torch
 
 from dalle_2.errors import CheckpointError
 from dalle_2.paths import atomic_path, atomic_write_text
+from dalle_2.training.plain import plain
 
 STATE, PREVIOUS = "state.pth", "state-previous.pth"
 FORMAT = 1
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # with which PyTorch writes of what it refuses
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> Path:
+def save_state(folder: Path, state: dict[str, Any], run: Mapping[str, Any] | None = None) -> Path:
     """Writes plain values and tensors; the last state stays beside the new one under another name.
 
-    Raises OSError on a full disk; what was saved before can then still be loaded.
+    run: whose state it is, see `saved_run`. Raises OSError on a full disk, and UsageError naming an entry that couldn't
+    be read back; what was saved before can then still be loaded.
     """
-    path = folder / STATE
+    path, state = folder / STATE, plain(state)
     with atomic_path(path) as temporary:
         # Through a file of Python's own: PyTorch's says of a full disk only that a position was unexpected.
         with temporary.open("wb") as file:
@@ -30,7 +35,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> Path:
         if is_whole(path):  # a damaged state must not push out the whole one before it
             os.replace(path, folder / PREVIOUS)
             os.replace(digest_file(path), digest_file(folder / PREVIOUS))
-        atomic_write_text(digest_file(path), json.dumps({"sha256": digest}))
+        atomic_write_text(digest_file(path), json.dumps({"sha256": digest, "run": dict(run or {})}))
     return path
 
 
@@ -44,6 +49,14 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             return _read(path)
     names = " and ".join(path.name for path in paths)
     raise CheckpointError(f"no training state in {folder} is whole: delete {names} there to start anew")
+
+
+def saved_run(digest: str) -> dict[str, Any] | None:
+    """Whose state lies beside a digest, as JSON; None where nothing says it, as in those of earlier releases."""
+    try:
+        return json.loads(digest).get("run") or None
+    except (ValueError, AttributeError):
+        return None
 
 
 def is_whole(path: Path) -> bool:
@@ -75,7 +88,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} is no training state of this package: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{path} is no training state of this package: {_first_line(error)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} has another format than {FORMAT}: continue it with the version that wrote it")
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return COLOURS.sub("", str(error)).partition("\n")[0] or type(error).__name__

@@ -1,34 +1,41 @@
 """The one training loop: CLIP, prior, decoder and upsampler are objectives to it, anything with a loss."""
 
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from dalle_2.errors import CheckpointError, Dalle2Error, DataError, UsageError
+from dalle_2.errors import Dalle2Error, DataError, UsageError
 from dalle_2.models.modes import evaluating
 from dalle_2.models.precision import check_learns
+from dalle_2.models.wrapped import loss_through, unwrapped
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.sampling.sampler import Sampler
+from dalle_2.training.batches import Batch, as_batch, fitted, is_noised, micro_batches, rows_of
 from dalle_2.training.ema import EMA
-from dalle_2.training.interrupt import stop_on_signals
+from dalle_2.training.identity import check_same_run, identity, stated
+from dalle_2.training.interrupt import Stop, ending, stop_on_signals
 from dalle_2.training.log import TrainingLog
 from dalle_2.training.lr_schedule import LRSchedule
+from dalle_2.training.passes import Passes, is_stream
+from dalle_2.training.plain import plain
 from dalle_2.training.precision import DType, autocast, choose_dtype
-from dalle_2.training.preview import sample_grid
+from dalle_2.training.preview import sample_grid, shown
 from dalle_2.training.progress import Report, Reporter, Silent
+from dalle_2.training.rates import reported, scheduled
 from dalle_2.training.remote import Mirror
-from dalle_2.training.state import load_state, save_state
-from dalle_2.weights.checkpoint import load_tensors
+from dalle_2.training.restoring import apart, load_optimiser
+from dalle_2.training.state import load_state, save_state, saved_run
+from dalle_2.weights.checkpoint import check_tensors, load_tensors
+from dalle_2.weights.prefixes import plain_names
 
 ModelType = Literal["clip", "prior", "autoregressive_prior", "draft", "decoder", "upsampler"]
-Batch = dict[str, Tensor]
 
 MOST_SKIPPED = 10
 PREVIEWED = ("decoder", "upsampler")
@@ -109,6 +116,7 @@ class DALLe2Trainer:
         preview: Callable[[nn.Module], Any] | None = None,
         name: str | None = None,
     ) -> None:
+        given, model = model, unwrapped(model)
         check_objective(model, model_type)
         check_learns(model)
         check_table(model, noise_scheduler)
@@ -116,6 +124,7 @@ class DALLe2Trainer:
         if log_interval < 1:
             raise UsageError(f"log_interval must be at least 1 step, got {log_interval}")
         self.model, self.model_type, self.optimizer = model, model_type, optimizer
+        self._given = given  # with what the caller put round it, such as torch.compile
         self.name = name or model_type
         self.noise_scheduler, self.sampler, self.dataloader = noise_scheduler, sampler, dataloader
         self.is_aws, self.log_interval = is_aws, log_interval
@@ -130,10 +139,10 @@ class DALLe2Trainer:
         self.dtype = choose_dtype(self.settings.dtype, self.device, transformer=model_type in TRANSFORMERS)
         self.ema = EMA(model, self.settings.ema_halflife) if self.settings.ema_halflife else None
         self.images, self.steps, self.seconds, self.skipped = 0, 0, 0.0, 0
-        self._read = 0  # batches taken from the dataloader, which a caller's own train_step has no part in
-        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self.passes = Passes(self.settings.seed)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self._log = TrainingLog(self.save_dir)
+        self._token: str | None = None  # of the state that this trainer last wrote or read
 
     # What a caller runs
 
@@ -144,68 +153,82 @@ class DALLe2Trainer:
 
     def train(self, num_epochs: int) -> None:
         """Trains for `num_epochs` passes over the dataloader, counted from the first start; saves at the end."""
-        for epoch_i in range(self._passes_done(), num_epochs):
+        for epoch_i in range(self.passes.finished(self.dataloader), num_epochs):
             self.train_one_epoch(epoch_i)
         self.save()
 
     def train_one_epoch(self, epoch_i: int) -> None:
         """One pass over the dataloader; after a resume, what is left of pass `epoch_i`."""
-        if hasattr(self.dataloader, "at"):
-            self.fit((epoch_i + 1) * int(self.dataloader.length))
-            return
+        stream = is_stream(self.dataloader)
+        batches = self.passes.until_pass(self.dataloader, epoch_i + 1) if stream else self.passes.rest(self.dataloader)
         with stop_on_signals() as stop:
-            self._loop(self._rest_of_pass(), None, stop)
+            self._loop(batches, None, stop)
 
     def fit(self, images: int) -> None:
         """Trains until `images` images were seen, over as many passes as that takes; saves at the end."""
         if images <= self.images:
             return
         with stop_on_signals() as stop:
-            self._loop(self._endless(), images, stop)
+            self._loop(self.passes.endless(self.dataloader), images, stop)
         self.save()
 
-    def train_step(self, batch: Batch) -> float:
+    def train_step(self, batch: Any) -> float:
         """One optimiser step on a noised batch; returns its loss.
 
-        prior: `{z_t, z_txt, t, eps}`; decoder: `{x_t, z_img, t, x_0}`. The model is put into training mode. A step
-        whose loss or gradient is not finite changes nothing and is counted; more than ten of them in a row raise an
-        error. Raises UsageError for a batch that lacks something, and for t outside 0 ... T-1.
+        prior: `{z_t, z_txt, t, eps}`; decoder: `{x_t, z_img, t, x_0}`, of tensors or NumPy's arrays, t a number a row.
+        The model is put into training mode. A step whose loss or gradient is not finite changes nothing and is counted;
+        more than ten of them in a row raise an error.
+
+        Raises UsageError for a batch that lacks something, entries of other shapes than the model's settings say,
+        pictures outside of [-1, 1], and t outside 0 ... T-1.
         """
-        batch = self._placed(batch)
-        check_timesteps(self.model, batch)
+        batch = self._placed(as_batch(batch))
         if not self.model.training:  # else parts of it may sleep on purpose
-            self.model.train()
+            self._given.train()
         return self._step(batch)["loss"]
 
     def save(self) -> None:
-        """Writes the state of the run: model, average, optimiser and clocks."""
-        save_state(self.save_dir, self._state())
+        """Writes the state of the run: model, average, optimiser and clocks.
+
+        Raises UsageError, and leaves the older state, where `save_dir` holds that of another run, and for an optimiser
+        whose groups hold what can't be read back.
+        """
+        self._check_place()
+        token = secrets.token_hex(8)
+        save_state(self.save_dir, self._state(), {**self._run(), "token": token})
         self._log.flush()
         self._mirror.upload(self.save_dir)
+        self._token = token
 
     def resume(self) -> bool:
-        """Continues from the saved state, if there is one; returns whether there was."""
+        """Continues from the saved state, if there is one; returns whether there was.
+
+        The optimiser's learning rates are those that it had. Raises UsageError for the state of another run, and
+        CheckpointError for one that doesn't fit the model or the optimiser, before anything changes.
+        """
         self._mirror.download(self.save_dir)
         state = load_state(self.save_dir)
         if state is not None:
             self._restore(state)
+            self._token = (saved_run(self._mirror.committed()) or {}).get("token")
         return state is not None
 
     # The loop
 
-    def _loop(self, batches: Iterator[Batch], until: int | None, stop: Callable[[], bool]) -> None:
+    def _loop(self, batches: Iterator[Batch], until: int | None, stop: Stop) -> None:
         """The one long function: draw, step, report, preview, save."""
-        self.model.train()
-        size = 0
+        self._check_place()
+        plain(self.optimizer.state_dict()["param_groups"], "optimizer.param_groups")  # says now what saving would say
+        self._given.train()
         self.reporter.start(self.name, self.images, until)
         began, saved = time.monotonic(), time.monotonic()
         try:
             for batch in batches:
                 # Noise
-                self._read += 1
                 batch = self._placed(batch)
-                size = len(next(iter(batch.values())))
-                noised = self.model.noised(batch, self._generator())  # type: ignore[operator]
+                size = rows_of(batch)
+                generator = self._generator()  # for dropout, too
+                noised = batch if is_noised(batch) else self.model.noised(batch, generator)  # type: ignore[operator]
 
                 # Learn
                 values = self._step(noised, size)
@@ -220,30 +243,29 @@ class DALLe2Trainer:
                     self._preview(batch)
 
                 # Keep
-                if stop():
+                if (signal := stop()) is not None:
                     self.save()
-                    raise KeyboardInterrupt
+                    raise ending(signal, f"after {self.images:,} images; the state is saved in {self.place}")
                 if now - saved > self.settings.save_every:
                     self.save()
                     saved = time.monotonic()
                 if until is not None and self.images >= until:
                     return
-            if not size or until is not None:
+            if until is not None:
                 raise DataError(f"the dataloader ended after {self.images:,} images: each pass must give batches")
         finally:
             self.reporter.close()
 
     def _step(self, batch: Batch, size: int | None = None) -> dict[str, float]:
         """Gradients over the micro-batches, one update, one move of the average."""
-        size = size or len(next(iter(batch.values())))
-        self._set_rates()
+        size = size or rows_of(batch)
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
         for part, weight in micro_batches(batch, self.settings.accumulate):
             with autocast(self.device, self.dtype):
-                losses = self.model.loss(part)  # type: ignore[operator]
-            self._scaler.scale(losses["loss"] * weight).backward()
+                losses = loss_through(self._given, part)
+            torch.autograd.backward(self._scaler.scale(losses["loss"] * weight))
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + weight * float(value.detach())
         self._scaler.unscale_(self.optimizer)
@@ -252,11 +274,12 @@ class DALLe2Trainer:
         if not finite:  # running statistics have moved already
             for buffer, before in buffers:
                 buffer.copy_(before)
-        self._update(finite)
+        with scheduled(self.optimizer, self.settings.lr_schedule.factor(self.images)) as rates:
+            self._update(finite)
         self.images, self.steps = self.images + size, self.steps + 1
         if self.ema and not self.skipped:
             self.ema.update(self.model, self.images, size)
-        return totals | {"grad_norm": norm}
+        return totals | {"grad_norm": norm, **reported(rates)}
 
     def _update(self, finite: bool) -> None:
         """Applies the gradients, or leaves the weights as they are and counts."""
@@ -272,57 +295,15 @@ class DALLe2Trainer:
                 "lower the learning rate or train in fp32; the last saved state is whole"
             )
 
-    def _set_rates(self) -> None:
-        factor = self.settings.lr_schedule.factor(self.images)
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-
     def _generator(self) -> torch.Generator:
         """Noise of this step; dropout draws from the global generator, so that is set beside it."""
         key = ((self.settings.seed << 40) + self.images) % 2**63
         torch.manual_seed(key)
         return torch.Generator().manual_seed(key + 1)
 
-    def _placed(self, batch: Any) -> Batch:
-        if not isinstance(batch, Mapping):
-            raise UsageError(f"a batch must be a dict of tensors, got a {type(batch).__name__}: name its parts")
-        return {name: value.to(self.device) for name, value in batch.items() if isinstance(value, Tensor)}
-
-    # Passes over the dataloader
-
-    def _endless(self) -> Iterator[Any]:
-        """Batches from the clock's image on, pass after pass; a loader that gives nothing ends it."""
-        if hasattr(self.dataloader, "at"):
-            yield from self.dataloader.at(self.images)
-            return
-        before = -1
-        while before != self._read:
-            before = self._read
-            yield from self._rest_of_pass()
-
-    def _rest_of_pass(self) -> Iterator[Any]:
-        """What the current pass still has to give, in an order that follows from the seed and where it began."""
-        if self.dataloader is None:
-            raise UsageError("this trainer has no dataloader: give it one, or call train_step with batches of your own")
-        length = self._batches_a_pass()
-        taken = self._read % length if length else 0
-        torch.manual_seed(((self.settings.seed << 40) + self._read - taken) % 2**63)
-        return islice(iter(self.dataloader), taken, None)
-
-    def _passes_done(self) -> int:
-        if hasattr(self.dataloader, "at"):
-            return self.images // int(self.dataloader.length)
-        length = self._batches_a_pass()
-        if self._read and not length:
-            raise UsageError("epochs of a dataloader without a length can't be counted on: call fit(images) instead")
-        return self._read // length if length else 0
-
-    def _batches_a_pass(self) -> int | None:
-        """How often the dataloader yields; None where it can't say, and then every pass begins at its start."""
-        try:
-            return len(self.dataloader)
-        except TypeError:
-            return None
+    def _placed(self, batch: Batch) -> Batch:
+        """A batch where the model is, in the form that it wants."""
+        return fitted(self.model, {name: value.to(self.device) for name, value in batch.items()})
 
     # Sample grids
 
@@ -333,56 +314,81 @@ class DALLe2Trainer:
 
     def _preview(self, batch: Batch) -> None:
         """The caller's picture, or what the model draws for the batch that it just learned from."""
-        model = self.best_model
+        model, pairs = self.best_model, shown(self.model, batch) if self.preview is None else batch
+        if pairs is None:
+            return
         with evaluating(model):
-            picture = self.preview(model) if self.preview else sample_grid(model, batch, self.sampler)
+            picture = self.preview(model) if self.preview else sample_grid(model, pairs, self.sampler)
         self._log.picture(self.images, picture)
 
     # Resuming
 
+    @property
+    def place(self) -> str:
+        """Where the state of the run is kept: a folder, or an address."""
+        return self._mirror.url or str(self.save_dir)
+
+    def _run(self) -> dict[str, Any]:
+        return identity(self.model, self.name, self.model_type, self.settings.seed)
+
+    def _check_place(self) -> None:
+        """Refuses to write over the state of another run, or over one that somebody has saved since."""
+        there = saved_run(self._mirror.committed())
+        if there is None:
+            return
+        check_same_run(there, self._run(), self.place)
+        if self._token is not None and there["token"] != self._token:
+            raise UsageError(
+                f"another trainer has saved a state in {self.place} since this one did: "
+                "give each trainer a save_dir of its own"
+            )
+
     def _state(self) -> dict[str, Any]:
+        config: Any = getattr(self.model, "config", None)
         return {
             "model_type": self.model_type,
-            "model": self.model.state_dict(),
-            "ema": self.ema.model.state_dict() if self.ema else None,
+            "run": self._run(),
+            "config": config.model_dump(mode="json") if hasattr(config, "model_dump") else None,
+            "model": plain_names(self.model.state_dict()),
+            "ema": plain_names(self.ema.model.state_dict()) if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_type": type(self.optimizer).__name__,
+            "apart": apart(self.model, self.optimizer),
             "scaler": self._scaler.state_dict(),
             "images": self.images,
             "steps": self.steps,
+            "passes": {"done": self.passes.done, "rows": self.passes.rows},
+            "skipped": self.skipped,
             "seconds": self.seconds,
             "seed": self.settings.seed,
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["model_type"] != self.model_type or state["seed"] != self.settings.seed:
-            raise UsageError(
-                f"{self.save_dir} holds the run of a {state['model_type']} with seed {state['seed']}, "
-                f"not of a {self.model_type} with seed {self.settings.seed}: choose another folder"
-            )
+        own = self._run()
+        there = stated(state, own)
+        check_same_run({**there, "settings": {}}, own, self.place)
         if (state["ema"] is None) != (self.ema is None):
-            raise UsageError(f"the run in {self.save_dir} differs in whether it averages its weights: use its settings")
+            raise UsageError(f"the run in {self.place} differs in whether it averages its weights: use its settings")
         # What doesn't learn is no part of the run: it stays as the caller gave it.
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
-        load_tensors(self.model, {**state["model"], **frozen}, self.save_dir)
+        weights, average = ({**(state[part] or {}), **plain_names(frozen)} for part in ("model", "ema"))
+        check_tensors(self.model, weights, self.save_dir)
+        check_same_run(there, own, self.place)
+        beside = apart(self.model, self.optimizer)
+        load_optimiser(self.optimizer, beside, state, self.save_dir)
+        load_tensors(self.model, weights, self.save_dir)
         if self.ema:
-            load_tensors(self.ema.model, {**state["ema"], **frozen}, self.save_dir)
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error:
-            raise CheckpointError(f"the optimiser's state in {self.save_dir} doesn't fit this one: {error}") from None
+            load_tensors(self.ema.model, average, self.save_dir)
         if state["scaler"]:  # empty where the run was not in fp16 so far
             self._scaler.load_state_dict(state["scaler"])
+        self._go_on(state)
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
         self.images, self.steps, self.seconds = state["images"], state["steps"], state["seconds"]
-        self._read = self.steps
-
-
-def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
-    """The batch in at most `count` parts, each with its share of the rows."""
-    size = len(next(iter(batch.values())))
-    step = -(-size // count)
-    for start in range(0, size, step):
-        part = {name: value[start : start + step] for name, value in batch.items()}
-        yield part, len(next(iter(part.values()))) / size
+        self.skipped = state.get("skipped", 0)
+        self.passes = Passes(self.settings.seed, **state.get("passes", {}))
+        if "passes" not in state:
+            self.passes.guess(self.images, self.steps, self.dataloader)
 
 
 def check_objective(model: nn.Module, model_type: str) -> None:
@@ -403,10 +409,3 @@ def check_table(model: nn.Module, noise_scheduler: NoiseScheduler | None) -> Non
             f"the trainer was given the noise table {noise_scheduler.described}, "
             f"the model has {own.described}: give the model's own"
         )
-
-
-def check_timesteps(model: nn.Module, batch: Batch) -> None:
-    """Refuses timesteps that the model's noise table lacks, which its embedding would take without a word."""
-    own = getattr(model, "noise_scheduler", None)
-    if own is not None and "t" in batch:
-        own.check(batch["t"])
