@@ -12,7 +12,7 @@ from torch import Tensor
 from dalle_2.config import Settings
 from dalle_2.errors import CheckpointError
 from dalle_2.models.checkpoints import KINDS, build
-from dalle_2.models.rest import empty
+from dalle_2.models.unfilled import empty
 from dalle_2.weights.checkpoint import Checkpoint, check_tensors
 from dalle_2.weights.others import Found, found, without_first
 
