@@ -410,6 +410,7 @@ def test_what_does_not_fit_is_one_sentence(
 def test_shapes_keep_nothing_out(workdir: Path) -> None:
     said = dalle2("train", "shapes-micro", "--held-out", "0.1")
     assert (said.status, "Shapes has no option 'held_out'" in said.err, said.err.count("\n")) == (2, True, 1)
+    assert "held-out" not in expectation(preset("shapes-micro"), Path("out"))
     recipe = preset("my-pictures")
-    assert "kept out" not in expectation(recipe, Path("out"))
+    assert "it learns from all pictures: --held-out 0.1 keeps some" in expectation(recipe, Path("out"))
     assert "kept out" not in training_card(recipe, {})

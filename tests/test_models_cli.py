@@ -377,7 +377,7 @@ def test_a_clip_is_fetched_the_same_way(online: FakeHub, micro_pipeline: Path, t
 def test_where_nobody_can_answer_a_licence_is_refused_and_the_way_named(
     online: FakeHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for call in (["generate", "x", "--pipeline", "karlo"], ["evaluate", "--pipeline", KARLO]):
+    for call in (["generate", "x", "--pipeline", "karlo"], ["evaluate", "--pipeline", KARLO, "--data", "p"]):
         assert main(call) == 1
         sentence = said(capsys)
         assert f"{KARLO} is under a licence that must be accepted before a first download" in sentence

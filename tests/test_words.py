@@ -25,6 +25,7 @@ from dalle_2.pipelines.manifest import read_manifest
 from dalle_2.plain_text import NotText, decoded, lines_of
 from dalle_2.presets import resolve
 from dalle_2.text.prompt_files import prompts_from
+from dalle_2.text.prompts import check_prompts
 
 RED, BLUE = "a red circle", "a blue square"
 FOREIGN = "café – 円 😀"
@@ -105,6 +106,13 @@ def test_standard_input_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
     with pytest.raises(UsageError, match="from standard input: line 1 is not UTF-8: save it as UTF-8"):
         prompts_from("-")
+
+
+def test_a_mark_that_came_with_an_argument_goes() -> None:
+    assert check_prompts(["\ufeffa red circle", BLUE]) == [RED, BLUE]
+    assert check_prompts("\ufeffa red circle") == [RED]
+    with pytest.raises(UsageError, match="the prompt is empty"):
+        check_prompts("\ufeff")
 
 
 def test_a_mark_changes_no_picture(run: Callable[..., int]) -> None:

@@ -73,9 +73,9 @@ def evaluate_data(
         measured = measure(whole, folder, chosen.rows, settings, on_pictures=advance)
     with atomic_path(out / "pictures.png") as path:
         sheet(measured).save(path)
-    said = (
-        f"{table(measured)}\n\n{len(measured.rows)} pictures of {data}, {settings.ways}; {chosen.verdict}. {JUDGE}.\n"
-    )
+    shown = data.encode("utf-8", "backslashreplace").decode()  # a name may be no text
+    drawn = f"{len(measured.rows)} pictures of {shown}, {settings.ways}"
+    said = f"{table(measured)}\n\n{drawn}; {chosen.verdict}. {JUDGE}.\n"
     report = {
         "pipeline": pipeline, "fingerprint": whole.fingerprint, "settings": vars(settings),
         "data": {"folder": data, "held_out": held_out, "pictures": len(folder), "seen": chosen.seen},

@@ -1,6 +1,7 @@
 """What a prompt must be before any work is done on it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from dalle_2.errors import UsageError
 
@@ -10,15 +11,21 @@ MAX_CHARACTERS = 10_000  # a picture's own metadata, where prompts are kept, hol
 def check_prompts(prompts: Sequence[str], called: str = "prompt") -> list[str]:
     """The prompts as a list; a lone string counts as one. called: what a message calls one of them.
 
+    A byte order mark at an end of one, which came along from some file, is no part of it.
+
     Raises UsageError for none at all, and for one that is empty, too long, or no valid text.
     """
-    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    listed = [_unmarked(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
     if not listed:
         raise UsageError(f"there is no {called}: {_cure(called)}")
     for number, prompt in enumerate(listed, start=1):
         which = f"the {called}" if len(listed) == 1 else f"{called} {number} of {len(listed)}"
         _check(prompt, which, _cure(called))
     return listed
+
+
+def _unmarked(prompt: Any) -> Any:
+    return prompt.strip("\ufeff") if isinstance(prompt, str) else prompt
 
 
 def _cure(called: str) -> str:

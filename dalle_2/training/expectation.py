@@ -11,6 +11,8 @@ def expectation(recipe: Recipe, folder: Path) -> str:
     lines.append(_encoder_words(recipe))
     if share := recipe.data.options.get("held_out"):
         lines.append(f"{share:.0%} of the pictures are kept out, for dalle2 evaluate --data to measure on")
+    elif recipe.data.source != "shapes":
+        lines.append("it learns from all pictures: --held-out 0.1 keeps some for dalle2 evaluate --data to measure on")
     for stage in recipe.stages:
         run = getattr(recipe, stage).run
         if not (stage == "clip" and recipe.clip.encoder):
