@@ -1,7 +1,7 @@
 """Colour profiles: the same numbers are other colours in Display P3 or Adobe RGB than in sRGB.
 
-Only embedded ICC profiles count. A PNG's gAMA and cHRM are left alone: what writes them and what shows them has never
-agreed, and files that mean them carry a profile.
+Embedded ICC profiles count, and a camera's word that it wrote Adobe RGB. A PNG's gAMA and cHRM are left alone: what
+writes them and what shows them has never agreed, and files that mean them carry a profile.
 """
 
 import io

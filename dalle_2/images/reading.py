@@ -9,6 +9,7 @@ from PIL.ImageFile import ImageFile
 
 from dalle_2.errors import DataError
 from dalle_2.images.layers import LARGE, Layers, apart, eight_bit, on_white
+from dalle_2.images.matrix_profile import adobe_rgb
 from dalle_2.metadata import reading_long_texts, reason
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; Pillow warns from here on
@@ -65,7 +66,7 @@ def _read(name: str) -> _Read:
         if image.width * image.height > LARGE:
             image.draft(None, ((image.width + 1) // 2, (image.height + 1) // 2))  # a JPEG can be decoded smaller
         made = eight_bit(image, name, LARGE)
-        turn, profile = _TURNS.get(_orientation(image)), image.info.get("icc_profile")
+        turn, profile = _TURNS.get(_orientation(image)), image.info.get("icc_profile") or _camera_profile(image)
     return _Read(_bare(made), profile, turn)
 
 
@@ -88,6 +89,15 @@ def _orientation(image: Image.Image) -> int:
 
 def _bare(image: Image.Image) -> Image.Image:
     return image.copy() if isinstance(image, ImageFile) else image
+
+
+def _camera_profile(image: Image.Image) -> bytes | None:
+    """Adobe RGB where EXIF says so, as cameras do, which then add no profile (DCF 2.0, "R03")."""
+    try:
+        found = image.getexif().get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
+    except Exception:  # as above
+        return None
+    return adobe_rgb() if isinstance(found, str) and found.startswith("R03") else None
 
 
 @cache
