@@ -1,6 +1,8 @@
 """More than 8 bits a channel: what is black, what is white, and what is said about it."""
 
 import struct
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -213,3 +215,35 @@ def test_formats_that_cost_much_memory_have_a_limit_of_their_own(tmp_path: Path)
         DataError, match=r"x\.webp: 5000 x 5001 pixels are more than 25,000,000, as many as are read of"
     ):
         open_image(tmp_path / "x.webp")
+
+
+COSTS = """
+import sys
+from pathlib import Path
+from dalle_2.images import open_image
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+before = peak()
+print(open_image(sys.argv[1]).size, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own account of memory")
+def test_the_largest_picture_costs_less_than_600_megabytes(tmp_path: Path) -> None:
+    """Nearly 90 million 32-bit integers, the most that a pixel takes; zeros, which a disk stores as nothing."""
+    side = 9456
+    path = tiff(tmp_path / "x.tif", np.zeros((1, 1), "i4"))
+    heading = bytearray(path.read_bytes())
+    for tag, value in ((256, side), (257, side), (278, side), (279, 4 * side * side)):
+        place = heading.index(struct.pack("<HHI", tag, 4, 1))
+        heading[place + 8 : place + 12] = struct.pack("<I", value)
+    path.write_bytes(heading)
+    with path.open("r+b") as file:
+        file.truncate(len(heading) - 4 + 4 * side * side)
+    done = subprocess.run([sys.executable, "-c", COSTS, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"({side // 2}, {side // 2}) ")
+    assert int(done.stdout.split()[-1]) < 600

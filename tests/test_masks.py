@@ -128,6 +128,8 @@ def test_a_turned_mask_from_a_file_is_turned_back(tmp_path: Path) -> None:
     erased().transpose(Image.Transpose.ROTATE_90).save(tmp_path / "mask.png", exif=exif)
     found = open_holed(tmp_path / "picture.png", tmp_path / "mask.png", SIZE)
     assert is_quarter(found.hole[0].numpy())
+    with Image.open(tmp_path / "picture.png") as lazy, Image.open(tmp_path / "mask.png") as lazy_mask:
+        assert is_quarter(holed(lazy, lazy_mask, SIZE, means="transparent").hole[0].numpy())
 
 
 def test_soft_edges_are_cut_in_their_middle() -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps, PngImagePlugin, features
 
 from dalle_2.errors import DataError
 from dalle_2.images import from_pil, open_image, read_metadata, save_image
+from dalle_2.inference.holes import holed
 from dalle_2.metadata import reading_long_texts
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -112,6 +114,26 @@ def test_all_eight_orientations(tmp_path: Path) -> None:
         opened = open_image(tmp_path / "x.png")
         assert np.array_equal(np.asarray(opened), wanted)
         assert ImageOps.exif_transpose(opened).size == opened.size  # nobody turns it again
+
+
+def test_what_pillow_opened_is_turned_and_what_a_hand_turned_is_not(tmp_path: Path) -> None:
+    """A picture that was worked on still carries the camera's word, which may no longer hold."""
+    tags = Image.Exif()
+    tags[0x0112] = TURNED
+    halves().save(tmp_path / "x.png", exif=tags)
+    with Image.open(tmp_path / "x.png") as lazy:
+        by_hand = lazy.transpose(Image.Transpose.ROTATE_270)
+        assert by_hand.getexif()[0x0112] == TURNED
+        wanted = from_pil(open_image(tmp_path / "x.png"))
+        assert wanted.shape == (3, 40, 20)
+        for image in (lazy, by_hand, ImageOps.exif_transpose(lazy)):
+            assert torch.equal(from_pil(image), wanted)
+        assert lazy.size == (40, 20)
+        mask = Image.new("L", (20, 40), 0)  # painted over what a viewer shows
+        mask.paste(255, (0, 10, 20, 20))
+        hole = holed(lazy, mask, 20).hole[0]
+    assert hole.any(1).tolist() == [True] * 10 + [False] * 10
+    assert hole[:10].all()
 
 
 def test_a_picture_with_much_text_is_read(tmp_path: Path) -> None:

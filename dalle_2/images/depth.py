@@ -79,7 +79,7 @@ def _extremes(image: Image.Image) -> tuple[float, float]:
 
 
 def _finite_extremes(numbers: Num[np.ndarray, "h w"]) -> tuple[float, float] | None:
-    finite = numbers[np.isfinite(numbers)]
+    finite = numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
     return (float(finite.min()), float(finite.max())) if finite.size else None
 
 
@@ -91,10 +91,12 @@ def _numbers(strip: Image.Image, image: Image.Image) -> Num[np.ndarray, "h w"]:
 
 
 def _eight_bit(numbers: Num[np.ndarray, "h w"], bounds: _Range) -> UInt8[np.ndarray, "h w"]:
-    span = (bounds.white - bounds.black) or 1.0
+    scale = 255 / ((bounds.white - bounds.black) or 1.0)
     with np.errstate(invalid="ignore"):  # infinity minus itself
-        share = (numbers.astype(np.float64) - bounds.black) / span
-    return (np.nan_to_num(share, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255).round().astype(np.uint8)
+        levels = np.subtract(numbers, bounds.black, dtype=np.float64)
+        levels *= scale
+    np.nan_to_num(levels, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
+    return np.rint(np.clip(levels, 0, 255, out=levels), out=levels).astype(np.uint8)
 
 
 def _tag(image: Image.Image, tag: int, default: Any = None) -> Any:

@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 from PIL import Image, ImageChops
+from PIL.ImageFile import ImageFile
 
 from dalle_2.images.colour import to_srgb
 from dalle_2.images.depth import grey, is_deep, matches
+from dalle_2.images.said import profile_of, turn_of
 from dalle_2.images.strips import by_strips
 from dalle_2.images.transparency import scale_key
 
@@ -31,9 +33,11 @@ def layers(image: Image.Image, name: str = "a picture") -> Layers:
     """Colours and transparency of a picture of any mode; the given one stays as it is.
 
     name: what warnings call it. A profile that the picture holds is applied, and its deep channel reduced to 8 bits,
-    see `to_srgb` and `grey`. Raises UsageError for a channel without any finite number.
+    see `to_srgb` and `grey`. What `Image.open` gave is turned upright; what somebody already worked on is left as it
+    stands. Raises UsageError for a channel without any finite number.
     """
-    return apart(eight_bit(image, name), image.info.get("icc_profile"), name)
+    plain = eight_bit(image, name)
+    return apart(plain, profile_of(image), turn_of(image) if isinstance(image, ImageFile) else None, name)
 
 
 def eight_bit(image: Image.Image, name: str, most: int | None = None) -> Image.Image:
@@ -45,14 +49,15 @@ def eight_bit(image: Image.Image, name: str, most: int | None = None) -> Image.I
     return _plain(shallow)
 
 
-def apart(image: Image.Image, profile: bytes | None, name: str) -> Layers:
-    """The layers of a picture that `eight_bit` made."""
+def apart(image: Image.Image, profile: bytes | None, turn: Image.Transpose | None, name: str) -> Layers:
+    """The layers of a picture that `eight_bit` made, in sRGB and upright."""
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
-    return Layers(to_srgb(_opaque(image), profile, name), alpha)
+    colour = to_srgb(_opaque(image), profile, name)
+    return Layers(colour, alpha) if turn is None else Layers(colour.transpose(turn), alpha and alpha.transpose(turn))
 
 
 def flattened(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit sRGB; what shows through is white."""
+    """Any picture as 8-bit sRGB, see `layers`; what shows through is white. It may be the given one itself."""
     return on_white(layers(image))
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_2.errors import UsageError
-from dalle_2.images import MAX_PIXELS, from_pil, to_pils
+from dalle_2.images import MAX_PIXELS, flattened, from_pil, to_pils
 from dalle_2.inference.record import record
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.stages import StageSettings, named, upscaling
@@ -99,6 +99,7 @@ def upscaled(
     """
     settings = settings or UpscaleSettings()
     plan = settings.plan(pipeline)
+    images = [flattened(image) for image in images]
     whither = [enlargement(pipeline, image, settings) for image in images]
     for rows in batches(whither, settings.micro_batch(pipeline)):
         part, way = [images[row] for row in rows], whither[rows[0]]
