@@ -93,7 +93,7 @@ def _held_plan(
     small = _small(pipeline, picture)
     watch = None if on_step is None else lambda step: on_step("prior", step)
     caption = pipeline._captions([prompt])
-    with at_work(prior, pipeline.decoder):
+    with at_work(prior, pipeline.decoder), torch.autocast(pipeline.device.type, enabled=False):
         z = held_embedding(pipeline, prior, caption, small, seed=seed, particles=candidates, on_step=watch)
     said = {"prompt": prompt, "candidates": candidates, "steered": True}
     return Plan(z, seed, caption=prompt, known=small.picture, hole=small.hole, metadata=said)

@@ -66,7 +66,7 @@ def redrawn(
         way = F.cosine_similarity(again - z_img, captions.z_txt[1:] - captions.z_txt[:1])
         return F.cosine_similarity(again, captions.z_txt[1:]) + KEPT * (way - _changed(shown, picture))
 
-    with at_work(prior, pipeline.decoder):
+    with at_work(prior, pipeline.decoder), torch.autocast(pipeline.device.type, enabled=False):
         wished = torch.cat(list(_candidates(prior, prior.space.to_model(z_img), captions, watch_up)))
         z = seen(pipeline, drafted(pipeline, prior.space.finish(prior.space.from_model(wished))))
         drafts = drafted(pipeline, z)

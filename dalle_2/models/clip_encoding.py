@@ -102,8 +102,10 @@ class CLIPEncoder:
     ) -> Float[Tensor, "n d"]:
         batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
         with evaluating(self.model), at_work(self._tower(tower)):
-            empty = torch.zeros(0, self.dim, dtype=torch.float32, device=self._parameter(tower).device)
-            return self.space.finish(torch.cat([empty, *(encode(batch).float() for batch in batches)]))
+            device = self._parameter(tower).device
+            empty = torch.zeros(0, self.dim, dtype=torch.float32, device=device)
+            with torch.autocast(device.type, enabled=False):  # the model has its own dtype
+                return self.space.finish(torch.cat([empty, *(encode(batch).float() for batch in batches)]))
 
 
 def _loaded(model: CLIP | str | Path, tokenizer: TextToTokens | None) -> Loaded:

@@ -380,7 +380,7 @@ class DALLe2(Parts):
         if self._decoder is None:
             return None
         decoder = self._planned_decoder
-        with at_work(decoder):
+        with at_work(decoder), torch.autocast(self.device.type, enabled=False):
             drafts = decoder.drafts(z.flatten(0, 1))
         if drafts is None:
             return None

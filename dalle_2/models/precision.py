@@ -95,7 +95,13 @@ def has_fewer_digits(module: nn.Module) -> bool:
 
 
 def check_learns(model: nn.Module) -> None:
-    """Raises UsageError for weights in float16, in which small gradients and an optimiser's sums are nothing."""
+    """Raises UsageError for weights in float16, in which small gradients and an optimiser's sums are nothing, and for
+    weights on the meta device, which have no numbers at all."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError(
+            "weights on the meta device have no numbers to learn: build the model with another default device, or "
+            "bring it to one by model.to_empty(device=...) and fill it"
+        )
     if any(parameter.dtype == torch.float16 and parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(
             "weights in float16 lose the small steps that they are to learn by: bring the model to float32 by "

@@ -27,6 +27,7 @@ class Shelved:
     build: Callable[[], nn.Module]
     weights: Callable[[Any], Weights]
 
+    @torch.inference_mode(False)  # so that it can learn
     def __call__(self) -> nn.Module:
         model = self.build()
         _put(model, self.read(model))
@@ -130,6 +131,7 @@ def _rest(module: object) -> Rest | None:
     return rest if isinstance(rest, Rest) else None
 
 
+@torch.inference_mode(False)
 def _wake(module: nn.Module) -> None:
     """Gives a module that rests its weights, of which it has none yet; a thread that comes later finds them."""
     if _rest(module) is None:

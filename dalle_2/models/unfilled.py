@@ -17,9 +17,15 @@ FILLS = frozenset(
 
 
 def empty(build: Callable[[], M]) -> M:
-    """A model that is yet to be filled: it takes no memory, no random numbers, and no time for initial values."""
-    with torch.device("meta"), Unfilled():
-        return build()
+    """A model that is yet to be filled, in float32: it takes no memory, no random numbers and no time."""
+    with torch.inference_mode(False), torch.device("meta"), Unfilled():
+        return build().float()
+
+
+def in_memory(build: Callable[[], M]) -> M:
+    """A model that is yet to be filled, in float32 on the CPU whatever PyTorch's defaults are."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        return build().float()
 
 
 class Unfilled(TorchFunctionMode):

@@ -170,10 +170,11 @@ class Upsampler(Diffusion):
 
     def _corrupted(self, x_0: Tensor, generator: torch.Generator) -> Tensor:
         """Small pictures, and what those of a decoder may lack: some sharpness, and smooth surfaces."""
-        if self.config.degradation == "bsr":
-            low_res = degraded(x_0, self.config.scale, self.config.bsr, generator)
-        else:
-            low_res = self._half_blurred(shrink(x_0, self.config.scale), generator)
+        with torch.autocast(x_0.device.type, enabled=False):
+            if self.config.degradation == "bsr":
+                low_res = degraded(x_0, self.config.scale, self.config.bsr, generator)
+            else:
+                low_res = self._half_blurred(shrink(x_0, self.config.scale), generator)
         noise = normal(low_res.shape, generator).to(low_res)
         return low_res + self.config.corruption * noise
 

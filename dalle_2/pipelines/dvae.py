@@ -15,6 +15,7 @@ FILES = {"encoder": "encoder.pkl", "decoder": "decoder.pkl"}
 PACKAGES = ("dall_e",)  # whose classes the published files are built of
 
 
+@torch.inference_mode(False)
 def load_dvae(
     folder: str | Path, *, device: str | torch.device = "auto", config: DVAEConfig | None = None
 ) -> DVAE:

@@ -79,6 +79,7 @@ def load_glide(
     return Glide(tokenizer, parts, device=device, dtype=dtype, name=folder.resolve().name)
 
 
+@torch.inference_mode(False)
 def load_glide_model(path: str | Path, config: Mapping[str, Any]) -> GlideModel:
     """One network of a published file. Raises CheckpointError for one that is damaged, or of other tensors."""
     path = Path(path)

@@ -32,6 +32,7 @@ from dalle_2.training.rates import reported, scheduled
 from dalle_2.training.remote import Mirror
 from dalle_2.training.restoring import apart, load_optimiser
 from dalle_2.training.state import load_state, save_state, saved_run
+from dalle_2.training.surroundings import undisturbed
 from dalle_2.weights.checkpoint import check_tensors, load_tensors
 from dalle_2.weights.prefixes import plain_names
 
@@ -99,6 +100,7 @@ class DALLe2Trainer:
     table than the model's in `noise_scheduler` or `sampler`, and settings that contradict each other.
     """
 
+    @undisturbed
     def __init__(
         self,
         model: nn.Module,
@@ -172,6 +174,7 @@ class DALLe2Trainer:
             self._loop(self.passes.endless(self.dataloader), images, stop)
         self.save()
 
+    @undisturbed
     def train_step(self, batch: Any) -> float:
         """One optimiser step on a noised batch; returns its loss.
 
@@ -200,6 +203,7 @@ class DALLe2Trainer:
         self._mirror.upload(self.save_dir)
         self._token = token
 
+    @undisturbed
     def resume(self) -> bool:
         """Continues from the saved state, if there is one; returns whether there was.
 
@@ -215,6 +219,7 @@ class DALLe2Trainer:
 
     # The loop
 
+    @undisturbed
     def _loop(self, batches: Iterator[Batch], until: int | None, stop: Stop) -> None:
         """The one long function: draw, step, report, preview, save."""
         self._check_place()

@@ -30,4 +30,5 @@ class SmoothReadout(nn.Module):
         self.register_buffer("basis", basis, persistent=False)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
-        return self.amplitudes(x) @ self.basis
+        amplitudes = self.amplitudes(x)
+        return amplitudes @ self.basis.to(amplitudes.dtype)
