@@ -20,6 +20,7 @@ from dalle_2.cli.streams import show_what_can_be_shown
 from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.paths import is_disk_full
 from dalle_2.threads import wait_asleep
+from dalle_2.training.interrupt import TERMINATED, Terminated, unwound_on_sigterm
 
 # A command lives in cli/NAME.py, "_" for "-": a function NAME with typer's annotations, or a typer.Typer called `app`.
 COMMANDS = {
@@ -89,15 +90,21 @@ def options(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
+    """Runs one command; returns 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
+
+    A training that was stopped has saved its state, and after SIGTERM returns 0.
+    """
     wait_asleep()  # before anything loads torch
     begin(with_process=argv is None)
     arguments, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     show_what_can_be_shown()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
-        # Without typer's own handling, so that every error has one form and one place.
-        status = typer.main.get_command(app).main(arguments or ["--help"], "dalle2", standalone_mode=False)
+        with unwound_on_sigterm():
+            # Without typer's own handling, so that every error has one form and one place.
+            status = typer.main.get_command(app).main(arguments or ["--help"], "dalle2", standalone_mode=False)
+    except Terminated as end:
+        status = end.code
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except BrokenPipeError:
@@ -109,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(sentence)
     if status == INTERRUPTED:  # typer itself may have turned the interrupt into this status
         _say("interrupted")
+    if status == TERMINATED:
+        _say("terminated")
     return status if isinstance(status, int) else 0
 
 

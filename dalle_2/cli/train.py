@@ -1,7 +1,8 @@
 """`dalle2 train`: every stage of a recipe, or one."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,7 +88,8 @@ def train(
     if not quiet:
         typer.echo(expectation(recipe, folder), err=True)
     try:
-        pipeline = training.train(stages)
+        with stopped_in_words(folder):
+            pipeline = training.train(stages)
         if pipeline is None:
             typer.echo(f"stages done: {', '.join(stages)}; the pipeline needs the others too", err=True)
         else:
@@ -96,6 +98,23 @@ def train(
         # Whoever wants no progress still wants to know that pictures are missing.
         if training.skipped:
             typer.echo(f"warning: {training.skipped}", err=True)
+
+
+@contextmanager
+def stopped_in_words(folder: Path) -> Iterator[None]:
+    """Says of a training that was stopped what is kept; after SIGTERM the command ends well."""
+    from dalle_2.training.interrupt import Stopped, Terminated
+
+    again = "the same command goes on from there"
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as end:
+        whole = isinstance(end, Stopped) or (isinstance(end, Terminated) and end.code == 0)
+        kept = "the state is saved" if whole else "what was saved last is kept"
+        typer.echo(f"stopped: {kept} in {folder / 'run'}, and {again}", err=True)
+        if isinstance(end, Terminated):
+            raise Terminated(0) from None
+        raise
 
 
 def estimated(recipe: Any, stages: Sequence[str], hardware: str, devices: int) -> str:

@@ -15,7 +15,7 @@ from dalle_2.models.checkpoints import Stored, load_model, save_model, shelved
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
-from dalle_2.models.fit import Encoder
+from dalle_2.models.fit import Encoder, check_fit
 from dalle_2.models.parts import ALTERNATIVES, PRIORS, check_whole
 from dalle_2.models.placement import Placement
 from dalle_2.models.rest import Shelved, whole
@@ -113,10 +113,12 @@ def save(
 
     All files are written aside and moved in at the end, so an older pipeline in the folder stays whole if the disk
     fills up. Other files there are left alone. Raises CheckpointError if something can't be written,
-    UsageError for a CLIP that can neither be copied nor is named, and for a pipeline in low memory.
+    UsageError for a CLIP that can neither be copied nor is named, for a pipeline in low memory, and naming two parts
+    that don't fit each other.
     """
     folder = at_home(folder)
     check_whole(pipeline)
+    _check_parts(pipeline)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
@@ -128,6 +130,16 @@ def save(
     except OSError as error:
         raise CheckpointError(f"the pipeline {folder} could not be written: {error.strerror or error}") from error
     return folder
+
+
+def _check_parts(pipeline: DALLe2) -> None:
+    """Each way through a pipeline: what couldn't be drawn with is not written."""
+    prior = {} if pipeline.prior is None else {"prior": pipeline.prior}
+    usual = {**prior, "decoder": pipeline.decoder, **named(pipeline.upsamplers)}
+    check_fit(pipeline.clip_encoder, usual)
+    for role, model in pipeline.alternatives.items():
+        replaced = role.partition("-")[0]
+        check_fit(pipeline.clip_encoder, {name: model if name == replaced else own for name, own in usual.items()})
 
 
 def _write(

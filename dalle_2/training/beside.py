@@ -16,7 +16,7 @@ from typing import Any
 
 from dalle_2.errors import Dalle2Error
 from dalle_2.threads import children_wait_asleep
-from dalle_2.training.interrupt import stop_on_signals
+from dalle_2.training.interrupt import ending, stop_on_signals, unwound_on_sigterm
 
 Hear = Callable[[Any], None]
 
@@ -68,8 +68,8 @@ def _waited_for(listener: "Future[_End | None]") -> _End | None:
         while True:
             with suppress(TimeoutError):
                 return listener.result(timeout=0.2)
-            if stop():
-                raise KeyboardInterrupt
+            if (number := stop()) is not None:
+                raise ending(number, "the state of both stages is saved")
 
 
 def _listen(receiver: Connection, hear: Hear) -> _End | None:
@@ -106,7 +106,8 @@ def _work(sender: Connection, work: Callable[..., object], arguments: tuple[Any,
 
     threading.Thread(target=_outlive_no_parent, daemon=True).start()
     try:
-        work(tell, *arguments)
+        with unwound_on_sigterm():
+            work(tell, *arguments)
     except BaseException as error:
         tell(_End(_sendable(error)))
     else:

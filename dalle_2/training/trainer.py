@@ -248,9 +248,9 @@ class DALLe2Trainer:
                     self._preview(batch)
 
                 # Keep
-                if (signal := stop()) is not None:
+                if (number := stop()) is not None:
                     self.save()
-                    raise ending(signal, f"after {self.images:,} images; the state is saved in {self.place}")
+                    raise ending(number, f"after {self.images:,} images; the state is saved in {self.place}")
                 if now - saved > self.settings.save_every:
                     self.save()
                     saved = time.monotonic()
