@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePath, PurePosixPath
@@ -23,6 +24,7 @@ from dalle_2.published import Published, published_as
 SETTINGS = ("*.json", "*.txt", "README.md")
 SUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 of git, SHA-256 of large files
 SECONDS = 20  # to wait for the list of files
+STALE = 86_400  # seconds after which nobody goes on with a download of other files than these
 
 
 class File(NamedTuple):
@@ -93,11 +95,19 @@ def fetch(repo: str) -> Path:
         for file in lacking:
             _fetch(repo, commit, file)
         atomic_write_text(home(repo) / "refs" / "main", commit)
+        _forget_cut_off(repo)
     except HubError:
         raise
     except Exception as error:  # the hub's client and its transport raise errors of a dozen unrelated kinds
         raise HubError(_sentence(repo, error)) from error
     return folder
+
+
+def _forget_cut_off(repo: str) -> None:
+    """What was cut off of files that the hub has no more, and that nobody goes on with."""
+    for part in (home(repo) / "blobs").glob("*.incomplete"):
+        if time.time() - part.stat().st_mtime > STALE:
+            part.unlink(missing_ok=True)
 
 
 def _listed(repo: str) -> tuple[str, list[File]]:

@@ -6,14 +6,20 @@ import os
 import re
 import secrets
 import shlex
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 # What a user makes goes beside them, not into the package.
 GENERATIONS = Path("generations")
 TRAINED_MODELS = Path("trained_models")
 
+# A file that is being written, by which process: `atomic_path`; and a folder, see `pipelines.folder.save`.
+_WRITING = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}(\.\w+)?|\.saving-(\d+)-\w+")
+_BEGAN = time.time()
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -37,13 +43,16 @@ def quoted(path: str | os.PathLike[str], system: str = os.name) -> str:
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a new path beside `target`, of the same suffix; on success it replaces `target`, else it goes.
 
+    What a killed process left half-written in the folder goes first.
+
     Whoever may read it is up to the umask, whatever the library that writes has set (safetensors: the owner alone).
     Missing parent folders are made. Raises OSError (ENOSPC, with the name of `target`) on a full disk,
     whatever the library that was writing made of it.
     """
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
+    _clear_once(target.parent)
+    temporary = target.with_name(f".{target.stem[:100]}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
     try:
         mode = _mode_of_new(temporary)
         yield temporary
@@ -57,6 +66,39 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@cache
+def _clear_once(folder: Path) -> None:
+    """Once a process: a folder may hold many files."""
+    for path in folder.iterdir():
+        _clear(path)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what killed processes left half-written in a folder and those below it."""
+    for path in [*folder.rglob(".*")]:
+        _clear(path)
+
+
+def _clear(path: Path) -> None:
+    named = _WRITING.fullmatch(path.name)
+    with suppress(OSError):  # somebody else's, or gone by now
+        if named is not None and not _is_written(path, int(named[1] or named[3])):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_written(path: Path, process: int) -> bool:
+    """Whether the process is still there; a container may give every process the same number."""
+    if process == os.getpid():
+        return path.stat().st_mtime >= _BEGAN
+    try:
+        os.kill(process, 0) if os.name != "nt" else None  # there it would end the process
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _mode_of_new(path: Path) -> int:

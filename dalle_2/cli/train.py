@@ -42,7 +42,8 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe as JSON and stop.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what training would take, in numbers, memory and days, and stop.")
+        bool,
+        typer.Option("--dry-run", help="Say what training would take, here and on other hardware, and stop."),
     ] = False,
     hardware: Annotated[str, typer.Option(help="For --dry-run: v100, rtx4090, tpu-v4, a100, h100 or h200.")] = "a100",
     devices: Annotated[int, typer.Option(min=1, help="For --dry-run: how many of them.")] = 1,
@@ -65,7 +66,7 @@ def train(
         typer.echo(recipe.model_dump_json(indent=2))
         return
     if dry_run:
-        typer.echo(estimated(recipe, stages, hardware, devices))
+        typer.echo(estimated(recipe, stages, hardware, devices, device))
         return
 
     from dalle_2.inference.saving import require_place
@@ -117,9 +118,13 @@ def stopped_in_words(folder: Path) -> Iterator[None]:
         raise
 
 
-def estimated(recipe: Any, stages: Sequence[str], hardware: str, devices: int) -> str:
-    """What training those stages would take, as a table; models of the paper beside the paper's own figures."""
-    from dalle_2.training import dry_run
+def estimated(recipe: Any, stages: Sequence[str], hardware: str, devices: int, device: str = "auto") -> str:
+    """What training those stages would take, as a table; models of the paper beside the paper's own figures.
+
+    Below it, how long it would take on this machine, by a few steps.
+    """
+    from dalle_2.models.placement import choose_device
+    from dalle_2.training import dry_run, here
     from dalle_2.training.paper import PAPER, PAPER_RECIPE
 
     names = {stated.stage: name for name, stated in PAPER.items()} if recipe.name == PAPER_RECIPE.name else {}
@@ -129,7 +134,8 @@ def estimated(recipe: Any, stages: Sequence[str], hardware: str, devices: int) -
     runs = {names.get(stage, stage): dry_run.dry_run(recipe, stage) for stage in counted}
     stated = {name: PAPER[name].parameters for name in runs if name in PAPER}
     table = dry_run.table(runs, stated, hardware, devices)
-    return "\n".join([table, *(f"{name}: {PAPER[name].note}" for name in stated if PAPER[name].note)])
+    tried = here.tried(recipe, runs, str(choose_device(device)))
+    return "\n".join([table, tried, *(f"{name}: {PAPER[name].note}" for name in stated if PAPER[name].note)])
 
 
 def default_lanes(device: str) -> int:

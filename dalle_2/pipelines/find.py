@@ -1,5 +1,6 @@
 """Where a pipeline lies: a shipped name, a folder, or an id on the hub."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ GLIDE = {  # the files of OpenAI's GLIDE, by role
     "decoder-inpaint": "base_inpaint.pt", "upsampler-inpaint": "upsample_inpaint.pt",
 }  # fmt: skip
 GLIDE_DRAWS = [GLIDE["decoder"], GLIDE["decoder-inpaint"]]  # of which one must be there
+PLAN = "stages.json"  # in the folder `run` of a training: the stages that its recipe trains
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -55,14 +57,30 @@ def locate(source: str | os.PathLike[str]) -> Path | str:
         return folder.parent
     if folder.is_dir():
         if not holds_pipeline(folder):
+            _check_finished(folder)
             raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST} and no {FOREIGN}")
         return folder
+    if folder == Path(folder.name):
+        _check_finished(TRAINED_MODELS / folder)
     _check_place(folder)
     if (row := published_as(str(source))) is not None and not row.pipeline:
         raise UsageError(_on_no_hub(row) if row.draws else _no_pictures(row))
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return source
     raise UsageError(f"there is no pipeline {str(source)!r}: {_hint(str(source))}, or give a folder or a hub id")
+
+
+def _check_finished(folder: Path) -> None:
+    """Raises CheckpointError for the folder of a training that has not come to its end."""
+    try:
+        stages = list(json.loads((folder / "run" / PLAN).read_text())["stages"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    missing = [stage for stage in stages if not (folder / "run" / stage / "done.json").is_file()]
+    at = f"stage {stages.index(missing[0]) + 1} of {len(stages)} ({missing[0]})" if missing else "its last step"
+    raise CheckpointError(
+        f"{folder} is not finished, its training has come to {at}: run the same dalle2 train command to go on"
+    )
 
 
 def _no_pictures(row: Published) -> str:

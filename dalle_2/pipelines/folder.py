@@ -20,7 +20,7 @@ from dalle_2.models.parts import ALTERNATIVES, PRIORS, check_whole
 from dalle_2.models.placement import Placement
 from dalle_2.models.rest import Shelved, whole
 from dalle_2.models.stages import StageDefaults, named
-from dalle_2.paths import at_home, atomic_write_text
+from dalle_2.paths import at_home, atomic_write_text, clear_leftovers
 from dalle_2.pipelines.card import default_card
 from dalle_2.pipelines.find import FOREIGN, find_pipeline, holds_glide
 from dalle_2.pipelines.kandinsky import PIPELINES as KANDINSKY
@@ -121,7 +121,8 @@ def save(
     _check_parts(pipeline)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        clear_leftovers(folder)
+        with tempfile.TemporaryDirectory(prefix=f".saving-{os.getpid()}-", dir=folder) as temporary:
             aside = Path(temporary)
             manifest = _write(pipeline, aside, name or folder.resolve().name, training or {}, clip, dtype)
             if card is not None or not (folder / CARD).exists():

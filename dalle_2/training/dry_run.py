@@ -86,6 +86,26 @@ def dry_run(recipe: Recipe, stage: str) -> DryRun:
     return DryRun(stage, parameters(model), trained, flops, sum(seen), getattr(recipe, stage).run)
 
 
+def rough_cost(recipe: Recipe, stage: str) -> float:
+    """About how many operations a stage takes from start to end, by its layers alone, on the CPU.
+
+    Neither PyTorch's counter nor the meta device: either loads its compiler, which takes longer than all of this.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = untrained(recipe, stage)
+    counted: list[float] = []
+
+    def note(layer: nn.Linear | nn.Conv2d, given: Any, out: Tensor) -> None:
+        counted.append(2.0 * layer.weight.numel() * out.numel() / layer.weight.shape[0])
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.register_forward_hook(note)
+    with torch.no_grad():
+        forward_once(model, "cpu")
+    return (1 + BACKWARD) * sum(counted) * float(getattr(recipe, stage).run.images)
+
+
 def parameters(model: nn.Module) -> int:
     """How many numbers a model holds."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -198,20 +218,20 @@ def _space(dim: int, width: int) -> EmbeddingSpace:
 # One row through a network
 
 
-def forward_once(model: Any) -> None:
+def forward_once(model: Any, device: str = "meta") -> None:
     """One row of the shapes that a model is trained on, with a caption as long as the context."""
 
     def empty(*shape: int) -> Tensor:
-        return torch.empty(1, *shape, dtype=torch.float32, device="meta")
+        return torch.zeros(1, *shape, dtype=torch.float32, device=device)
 
-    words = _words(model.caption) if getattr(model, "caption", None) is not None else {}
+    words = _words(model.caption, device) if getattr(model, "caption", None) is not None else {}
     if model.kind == "clip":
         model.vision(empty(3, model.image_size, model.image_size))
-        model.text.states(_tokens(model.config.text))
+        model.text.states(_tokens(model.config.text, device))
     elif model.kind == "prior":
         model.network(empty(model.config.dim), empty(model.space.width), empty(model.config.width), **words)
     elif model.kind == "autoregressive_prior":
-        dot = torch.empty(1, dtype=torch.long, device="meta")
+        dot = torch.zeros(1, dtype=torch.long, device=device)
         prefix = model.network.prefix(empty(model.config.dim), dot, words.get("states"))
         model.network(prefix, empty(model.components))
     elif model.kind == "draft":
@@ -225,13 +245,13 @@ def forward_once(model: Any) -> None:
         model.network(empty(3, size, size), z, empty(unet.t_dim), **pictures, **words)
 
 
-def _tokens(text: TextConfig) -> Tensor:
-    return torch.empty(1, text.context_length, dtype=torch.long, device="meta")
+def _tokens(text: TextConfig, device: str) -> Tensor:
+    return torch.zeros(1, text.context_length, dtype=torch.long, device=device)
 
 
-def _words(text: TextTransformer) -> dict[str, Tensor]:
-    tokens = _tokens(text.config)
-    return {"states": text.states(tokens), "valid": torch.empty(tokens.shape, dtype=torch.bool, device="meta")}
+def _words(text: TextTransformer, device: str) -> dict[str, Tensor]:
+    tokens = _tokens(text.config, device)
+    return {"states": text.states(tokens), "valid": torch.ones(tokens.shape, dtype=torch.bool, device=device)}
 
 
 @contextmanager

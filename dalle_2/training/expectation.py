@@ -17,6 +17,7 @@ def expectation(recipe: Recipe, folder: Path) -> str:
         run = getattr(recipe, stage).run
         if not (stage == "clip" and recipe.clip.encoder):
             lines.append(f"  {stage}: {run.images:,} images in batches of {run.batch}")
+    lines.append(f"of each stage, {folder / 'run'}/STAGE holds log.jsonl and, of some, samples")
     lines.append("stop it with Ctrl-C whenever you like; the same command goes on where it stopped")
     return "\n".join(lines)
 

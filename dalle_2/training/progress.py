@@ -16,11 +16,15 @@ SECONDS_BETWEEN_LINES = 15.0
 
 @dataclass(frozen=True)
 class Report:
-    """One step: images seen so far, those of the step, and its logged values, none where nothing is learned."""
+    """One step: images seen so far, those of the step, and its logged values, none where nothing is learned.
+
+    left: about how many seconds a training of several stages takes to the end of all, where that is known.
+    """
 
     images: int
     batch: int
     values: dict[str, float]
+    left: float | None = None
 
 
 @runtime_checkable
@@ -130,14 +134,14 @@ class Bar:
         self._rate = Rate()
         self._running.add(self)
         self._progress.start()
-        self._task = self._progress.add_task(name, total=total, completed=images, rate=0.0, loss="")
+        self._task = self._progress.add_task(name, total=total, completed=images, rate=0.0, loss="", whole="")
 
     def step(self, report: Report) -> None:
         """Moves the bar."""
         if self._task is not None:
             rate = self._rate.update(report.batch)
             loss = f"  loss {report.values['loss']:.4f}" if "loss" in report.values else ""
-            self._progress.update(self._task, completed=report.images, rate=rate, loss=loss)
+            self._progress.update(self._task, completed=report.images, rate=rate, loss=loss, whole=_whole(report))
 
     def close(self) -> None:
         """Leaves the finished bar on the screen."""
@@ -155,6 +159,7 @@ def _screen(console: Console) -> Progress:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:.0f} images/s{task.fields[loss]}"), TimeRemainingColumn(),
+        TextColumn("{task.fields[whole]}"),
     )  # fmt: skip
     return Progress(*columns, console=console)
 
@@ -179,8 +184,9 @@ class Lines:
             return
         self._said = time.monotonic()
         parts = [f"{report.images:,} images", f"{rate:.0f} images/s"]
-        parts += [f"{name} {value:.4f}" for name, value in report.values.items()]
-        parts += [f"{_minutes((self._total - report.images) / rate)} left"] if self._total else []
+        parts += [f"{name} {_short(value)}" for name, value in report.values.items()]
+        parts += [f"{minutes((self._total - report.images) / rate)} left"] if self._total else []
+        parts += [whole] if (whole := _whole(report)) else []
         self._say(f"{self._name}: {'  '.join(parts)}")
 
     def close(self) -> None:
@@ -205,6 +211,19 @@ def _goal(total: int | None) -> str:
     return "without an end" if total is None else f"to {total:,} images"
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+def _whole(report: Report) -> str:
+    return "" if report.left is None else f"about {minutes(report.left)} to the end of all stages"
 
+
+def _short(value: float) -> str:
+    """Four places, or four digits of what would be nothing then, such as a small learning rate."""
+    return f"{value:.4f}" if abs(value) >= 0.01 or not value else f"{value:.4g}"
+
+
+def minutes(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

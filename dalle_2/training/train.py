@@ -20,15 +20,19 @@ from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
 from dalle_2.models.parts import AUTOREGRESSIVE, PAINTER
-from dalle_2.paths import at_home, atomic_write_text
+from dalle_2.paths import at_home, atomic_write_text, clear_leftovers
+from dalle_2.pipelines.find import PLAN
 from dalle_2.pipelines.folder import save
 from dalle_2.pipelines.manifest import read_manifest, sha256
 from dalle_2.pipelines.seen import note_seen
 from dalle_2.training.alone import alone
 from dalle_2.training.beside import beside
 from dalle_2.training.card import training_card
+from dalle_2.training.dry_run import countable, rough_cost
 from dalle_2.training.embed import embed
 from dalle_2.training.ground import Ground
+from dalle_2.training.identity import SAMPLING
+from dalle_2.training.outlook import SHORT, Outlook, Placed
 from dalle_2.training.placeless import placeless, without_place
 from dalle_2.training.progress import Counting, Reporter, Silent, Telling, relay_to
 from dalle_2.training.recipe import Recipe, UpsamplerStage
@@ -46,11 +50,6 @@ PROCEDURAL = "shapes"
 PROCEDURAL_LENGTH = 100_000_000
 SHOWN = ("save_every", "preview_every", "log_interval")  # settings of a run that its result does not follow from
 LENGTH = ("images", "warmup")  # and those that may grow between two starts
-# Settings of a model that only drawing with it depends on.
-SAMPLING = (
-    "steps", "guidance", "text_guidance", "threshold", "candidates", "noise_level",
-    "temperature", "top_k", "top_p", "dot_percentile",
-)  # fmt: skip
 FREE = SHOWN + LENGTH + SAMPLING
 ANY_SIZE = 16  # what a folder holds doesn't depend on the size its pictures are read at
 
@@ -112,7 +111,22 @@ class Training:
         if wanted and not self._is_done(wanted[0]):
             self._check_can_run(wanted[0])  # what can't even begin leaves no folder behind
         with alone(self.run):
+            clear_leftovers(self.out)  # no other training is at work here
+            atomic_write_text(self.run / PLAN, json.dumps({"stages": countable(self.recipe)}))
+            self._look_out(wanted)
             return self._train(wanted)
+
+    def _look_out(self, wanted: Sequence[str]) -> None:
+        """From now on the reporter says where the whole training stands."""
+        stages = countable(self.recipe)
+        missing = [stage for stage in stages if stage in wanted and not self._is_done(stage)]
+        if isinstance(self.reporter, Silent | Telling) or not missing:
+            return
+        # Models for a graphics card may be too large to be built here only to be counted.
+        costs = {stage: rough_cost(self.recipe, stage) for stage in missing} if self.device == "cpu" else {}
+        aside = [stage for stage in missing if stage in ASIDE] if self.lanes == 2 else []
+        self.say(SHORT)
+        self.reporter = Placed(self.reporter, Outlook(stages, costs, aside), self.say, str(self.run))
 
     def _train(self, wanted: list[str]) -> Path | None:
         if wanted[:1] == ["clip"]:
