@@ -142,6 +142,14 @@ class ImageFolder(AbsDataset):
         """All captions of picture `index`."""
         return self._captions[self._names[index]]
 
+    def shorter_side(self, index: int) -> int | None:
+        """Of picture `index` as it lies there, in pixels, by its header alone; None if that can't be read."""
+        try:
+            with self._folder.local(self._names[index]) as path, Image.open(path) as picture:
+                return min(picture.size)
+        except Exception:  # whatever is broken about it, reading it will say
+            return None
+
     def verify(self) -> SkipReport:
         """Opens every picture now. Raises DataError at the first broken one if on_error is "raise"."""
         for index in range(len(self)):

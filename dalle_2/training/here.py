@@ -17,7 +17,7 @@ from dalle_2.training.trainer import DALLe2Trainer
 
 LARGEST = 200e6  # parameters of a model that is tried
 MOST = 1e12  # operations of a picture that are tried
-A_STEP = 1e11  # operations of a step that is timed
+A_STEP = 3e10  # operations of a step that is timed
 STEPS = 2
 
 

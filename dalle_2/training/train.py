@@ -36,6 +36,7 @@ from dalle_2.training.outlook import SHORT, Outlook, Placed
 from dalle_2.training.placeless import placeless, without_place
 from dalle_2.training.progress import Counting, Reporter, Silent, Telling, relay_to
 from dalle_2.training.recipe import Recipe, UpsamplerStage
+from dalle_2.training.small_pictures import small_pictures
 from dalle_2.training.stages import ASIDE, BASES, STAGES, UPSAMPLERS
 from dalle_2.training.train_autoregressive_prior import train_autoregressive_prior
 from dalle_2.training.train_clip import train_clip
@@ -126,6 +127,8 @@ class Training:
         costs = {stage: rough_cost(self.recipe, stage) for stage in missing} if self.device == "cpu" else {}
         aside = [stage for stage in missing if stage in ASIDE] if self.lanes == 2 else []
         self.say(SHORT)
+        if {*missing} & {*UPSAMPLERS} and (small := small_pictures(self.recipe, self._dataset(ANY_SIZE))):
+            self.say(f"note: {small}")
         self.reporter = Placed(self.reporter, Outlook(stages, costs, aside), self.say, str(self.run))
 
     def _train(self, wanted: list[str]) -> Path | None:
