@@ -80,7 +80,8 @@ def our_decoder(
     wide = {"channels": 128, "multiples": (1, 2), "attention": (1,), "patch": 2, "t_dim": 832}
     theirs = {"channels": 64, "multiples": (1, 2, 3, 4), "attention": (3,), "t_dim": 256}
     unet = DecoderUNetConfig(blocks=2, z_dim=dim, **(theirs if same else wide))  # type: ignore[arg-type]
-    return our_side(Decoder(config=DecoderConfig(image_size=image_size, unet=unet, space=space, drop=DROP)))
+    config = DecoderConfig(image_size=image_size, unet=unet, space=space, drop=DROP, sigma_data=None)
+    return our_side(Decoder(config=config))
 
 
 def our_prior(
@@ -93,7 +94,9 @@ def our_prior(
     """
     from dalle_2.models.prior import Prior, PriorConfig
 
-    config = PriorConfig(dim=dim, width=dim, target="x_0", space=space, text_space=text_space, drop=DROP)
+    config = PriorConfig(
+        dim=dim, width=dim, target="x_0", space=space, text_space=text_space, drop=DROP, sigma_data=None
+    )
     return our_side(Prior(config=config))
 
 

@@ -61,7 +61,8 @@ _TINY = Recipe(
     ),
     prior=PriorStage(
         config=PriorConfig(
-            target="x_0", dim=256, width=256, depth=1, heads=4, refine=4, steps=25, guidance=2.0, candidates=48
+            target="x_0", sigma_data=None, dim=256, width=256, depth=1, heads=4, refine=4, steps=25, guidance=2.0,
+            candidates=48,
         ),
         run=RunSettings(images=4_000_000, batch=1024, lr=4e-3, ema_halflife=60_000),
     ),
@@ -77,6 +78,7 @@ _TINY = Recipe(
     decoder=DecoderStage(
         config=DecoderConfig(
             image_size=64,
+            sigma_data=None,  # `carry` does as much where x_0 is predicted
             steps=1,  # more of them fray the outlines of the draft
             z_noise=0.1,
             drop=0.02,  # rows without a draft cost ten times as much loss as the others, which would learn little
@@ -91,6 +93,7 @@ _TINY = Recipe(
         config=UpsamplerConfig(
             image_size=256,
             low_res_size=64,
+            sigma_data=None,
             crop=96,
             steps=4,
             corruption=0.05,
@@ -137,6 +140,7 @@ _1024 = _MICRO.model_copy(
             config=UpsamplerConfig(
                 image_size=1024,
                 low_res_size=256,
+                sigma_data=None,
                 crop=256,
                 steps=4,
                 degradation="bsr",

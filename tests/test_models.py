@@ -84,7 +84,7 @@ def truth(model: Diffusion, noised: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("build", [prior, decoder, upsampler])
 def test_a_perfect_network_has_no_loss(target: str, carries: str, build: Any) -> None:
     """Whichever of noise and clean data the batch carries, and whichever the network was to say."""
-    model = build(target=target)
+    model = build(target=target, sigma_data=None)
     noised = model.noised(clean(6, 16 if model.kind == "upsampler" else 8), generator())
     # At the noisiest steps noise says nothing about clean data, and at the cleanest the other way round.
     noised["t"] = torch.tensor([3, 10, 20, 30, 40, 45])
@@ -104,7 +104,7 @@ def test_a_perfect_network_has_no_loss(target: str, carries: str, build: Any) ->
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("build", [prior, decoder])
 def test_a_perfect_network_denoises_perfectly(target: str, build: Any) -> None:
-    model = build(target=target, clip=None)
+    model = build(target=target, clip=None, sigma_data=None)
     noised = model.noised(clean(4), generator())
     noised["t"] = torch.full((4,), 20)
     x_t = model.noise_scheduler.add_noise(noised["x_0"], noised["eps"], noised["t"])
@@ -403,7 +403,7 @@ def test_an_upsampler_learns_no_variance() -> None:
 
 
 def test_the_upsampler_enlarges() -> None:
-    model = upsampler(clip=None)
+    model = upsampler(clip=None, sigma_data=None)
     low_res = noise(2, 3, 8, 8).clamp(-1, 1)
     plain = model.sample(noise(2, DIM), low_res, 2, seeds=[0, 1])
     assert plain.shape == (2, 3, 16, 16)

@@ -67,7 +67,7 @@ def test_the_loss_is_the_mean_squared_error(kind: str, first: float | None, tmp_
     """A new network answers zero, so the first loss is the mean square of what it should have said."""
     batch = user_batch(kind, ROWS)
     wanted = batch["eps" if kind == "prior" else "x_0"]
-    loss = trainer(tmp_path, kind).train_step(batch)
+    loss = trainer(tmp_path, kind, model=MODELS[kind](sigma_data=None)).train_step(batch)
     assert loss == pytest.approx(float(wanted.square().mean()), rel=1e-5)
 
 
@@ -244,7 +244,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("kind", GOLDEN)
 def test_the_first_losses_are_those_of_the_past(kind: str, tmp_path: Path) -> None:
-    run = trainer(tmp_path, kind, log_interval=1)
+    run = trainer(tmp_path, kind, model=MODELS[kind](sigma_data=None), log_interval=1)
     values: list[float] = []
     run._log.write = lambda images, logged: values.append(logged["loss"])  # type: ignore[method-assign]
     run.fit(5 * BATCH)

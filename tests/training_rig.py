@@ -74,7 +74,7 @@ def clip(**changes: Any) -> CLIP:
 MODELS = {
     "prior": prior,
     "autoregressive_prior": autoregressive_prior,
-    "decoder": lambda: decoder({"dropout": 0.3}, z_noise=0.1),
+    "decoder": lambda **changes: decoder({"dropout": 0.3}, z_noise=0.1, **changes),
     "draft": lambda: draft(z_noise=0.1),
     "upsampler": upsampler,
     "clip": clip,

@@ -48,6 +48,10 @@ KINDS = {
 }
 
 
+# What files say by leaving a setting out that they are older than.
+OLDER: Mapping[str, Mapping[str, Any]] = {kind: {"sigma_data": None} for kind in ("prior", "decoder", "upsampler")}
+
+
 @runtime_checkable
 class Stored(Protocol):
     """A model that fits into a weight file."""
@@ -130,7 +134,10 @@ def shelved(path: str | Path, kind: str | None = None) -> Shelved:
 
 
 def build(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Module:
-    """The untrained model of a kind. Raises CheckpointError, naming `where` the settings came from."""
+    """The untrained model of a kind, from settings as they were stored.
+
+    Raises CheckpointError, naming `where` they came from.
+    """
     # Weights that are about to be replaced must not cost the caller random numbers.
     with making, torch.random.fork_rng(devices=[]):
         return _untrained(kind, settings, where=where)
@@ -142,7 +149,7 @@ def _untrained(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Modu
         raise CheckpointError(f"{where} holds a {kind!r}, and this release knows {known}: upgrade dalle_2")
     home = importlib.import_module(KINDS[kind].module)
     try:
-        config = parse(getattr(home, KINDS[kind].settings), settings)
+        config = parse(getattr(home, KINDS[kind].settings), {**OLDER.get(kind, {}), **settings})
         return getattr(home, KINDS[kind].model).from_config(config)
     except (ConfigError, UsageError) as error:
         raise CheckpointError(f"the settings in {where} don't describe a {kind}: {error}") from None

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -47,6 +47,7 @@ class DecoderConfig(DiffusionConfig):
     """
 
     clip: float | None = Field(default=1.0, gt=0)
+    sigma_data: float | None = Field(default=0.5, gt=0)
     image_size: int = Field(default=64, ge=8)
     unet: DecoderUNetConfig = DecoderUNetConfig()
     space: EmbeddingSpace | None = None
@@ -130,20 +131,22 @@ class Decoder(Diffusion):
         self,
         x_t: Float[Tensor, "b 3 h w"],
         z_img: Float[Tensor, "b d"],
-        t_emb: Float[Tensor, "b e"],
+        t_emb: Shaped[Tensor, "..."] | float,
         *,
         tokens: Int[Tensor, "b l"] | None = None,
         known: Known | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """One denoising step: the prediction for noised pictures `x_t`, of 3 channels, or 6 with a learned variance.
 
-        tokens: of the captions, where the decoder reads them. known: what is kept, where it fills holes; by default
-        nothing.
+        t_emb: (B, t_dim), of `time(t)`, or the timesteps t themselves. tokens: of the captions, where the decoder reads
+        them. known: what is kept, where it fills holes; by default nothing.
         """
         z = self.space.to_model(z_img)
         _, words = caption_conditions(self.caption, tokens)
         rows = {name: value.expand(len(x_t), *value.shape[1:]) for name, value in words.items()}
-        return self.network(x_t, z, t_emb, low_res=self._drafted(z), **rows, **self._kept(known, len(x_t)))
+        t_emb = self.timed(t_emb, len(x_t))
+        answer = self.network(x_t, z, t_emb, low_res=self._drafted(z), **rows, **self._kept(known, len(x_t)))
+        return self.completed(answer, x_t, t_emb)
 
     @torch.no_grad()
     def drafts(self, z_img: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 h w"] | None:
@@ -190,11 +193,11 @@ class Decoder(Diffusion):
         batch = readable(batch, self)
         z = condition(self.space.to_model(batch["z_img"]), batch, self.network.null_z)
         known = Known(batch["x_0"], batch["hole"]) if "hole" in batch else None
-        prediction = self.network(
-            batch["x_t"], z, self.time(batch["t"]), low_res=self._drafted(z),
-            **self._words(batch), **self._kept(known, len(z)),
-        )  # fmt: skip
-        return self.denoising_loss(prediction, batch["x_t"], batch)
+        t_emb = self.time(batch["t"])
+        answer = self.network(
+            batch["x_t"], z, t_emb, low_res=self._drafted(z), **self._words(batch), **self._kept(known, len(z))
+        )
+        return self.denoising_loss(self.completed(answer, batch["x_t"], t_emb), batch["x_t"], batch)
 
     def _words(self, batch: Batch) -> dict[str, Tensor]:
         """The encoded captions of a training batch."""
@@ -244,7 +247,8 @@ class Decoder(Diffusion):
             x_t: Tensor, t: Tensor, z: Tensor, states: Tensor | None = None, valid: Tensor | None = None,
             **pictures: Tensor,
         ) -> Tensor:  # fmt: skip
-            return self.network(x_t, z, self.time(t), told=told(z, states, valid), **pictures)
+            t_emb = self.time(t)
+            return self.completed(self.network(x_t, z, t_emb, told=told(z, states, valid), **pictures), x_t, t_emb)
 
         conditions: list[Condition] = [{**nothing, **no_words, **kept}, {**image, **words, **kept}]
         weights = [self.weight(guidance)]

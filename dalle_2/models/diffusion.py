@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,6 +15,7 @@ from dalle_2.errors import UsageError
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.hybrid_loss import VARIATIONAL_WEIGHT, variational_bound
 from dalle_2.models.precision import MixedPrecision
+from dalle_2.models.preconditioning import Preconditioning
 from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.denoiser import Denoised, Denoiser, Target, convert, to_denoiser
 from dalle_2.sampling.grid import grid
@@ -47,6 +48,9 @@ class DiffusionConfig(Settings):
     """Mean square of the predicted noise, one a timestep: what Analytic-DPM's variance is made of (Bao et al. 2022)."""
     learned_variance: bool = False
     """Whether the network also says how uncertain each step is (Nichol & Dhariwal 2021, eq. 15)."""
+    sigma_data: float | None = Field(default=None, gt=0)
+    """Standard deviation of clean data around their mean, as the network sees them: its answer is added to what x_t
+    says, see `preconditioning.py`. None: the answer is the target itself, as in published weights."""
 
     @model_validator(mode="after")
     def _one_mean_square_a_timestep(self) -> Self:
@@ -67,7 +71,8 @@ class Diffusion(MixedPrecision):
         super().__init__()
         self.settings = config
         self.noise_scheduler = NoiseScheduler(config.T, schedule=config.schedule)
-        self.time = TimestepEmbedder(t_dim, sinusoid=config.sinusoid)
+        self.time = time_embedder(config, t_dim, self.noise_scheduler)
+        self.precondition = preconditioning(config, t_dim)
         self.target: Target = config.target
         if config.eps_mean_square is not None:
             self.eps_mean_square = torch.tensor(config.eps_mean_square, dtype=torch.float64, device="cpu")
@@ -92,6 +97,36 @@ class Diffusion(MixedPrecision):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return next(self.parameters()).device
+
+    def timed(self, t_emb: Tensor | float, rows: int) -> Float[Tensor, "b e"]:
+        """t_emb as it was given, or that of timesteps given in its place: one for all rows, (B,) or (B, 1).
+
+        Raises UsageError for other shapes, and for timesteps outside 0 ... T-1.
+        """
+        given = torch.as_tensor(t_emb, device=self.device)
+        if given.ndim == 2 and given.shape[1] == self.time.dim and len(given) in (1, rows):
+            return given.expand(rows, -1)
+        if given.ndim > 2 or (given.ndim == 2 and given.shape[1] != 1) or given.numel() not in (1, rows):
+            raise UsageError(
+                f"t_emb must be ({rows}, {self.time.dim}), as time(t) gives it, or timesteps t of shape ({rows},), "
+                f"got {tuple(given.shape)}"
+            )
+        self.noise_scheduler.check(given)
+        return self._embedded(given.reshape(-1).expand(rows))
+
+    def _embedded(self, t: Shaped[Tensor, "b"]) -> Float[Tensor, "b e"]:
+        return self.time(t)
+
+    def completed(
+        self,
+        answer: Float[Tensor, "b *answered"],
+        x_t: Float[Tensor, "b *shape"],
+        t_emb: Float[Tensor, "b e"],
+        mean: Float[Tensor, "b *shape"] | None = None,
+    ) -> Float[Tensor, "b *answered"]:
+        """The target, and the learned variance where there is one, that the network's answer means: the one way from
+        a network to `forward`, `loss` and `denoiser`. mean: of clean data, where something is known of it."""
+        return answer if self.precondition is None else self.precondition(answer, x_t, t_emb, mean)
 
     def draw(
         self, x_0: Float[Tensor, "b *shape"], generator: torch.Generator
@@ -183,6 +218,19 @@ class Diffusion(MixedPrecision):
         # Of T terms one is drawn: T of them make the bound.
         weight = VARIATIONAL_WEIGHT * self.noise_scheduler.T
         return {"loss": simple + weight * bound, "simple": simple.detach(), "bits": bound.detach()}
+
+
+def time_embedder(config: DiffusionConfig, t_dim: int, noise_scheduler: NoiseScheduler) -> TimestepEmbedder:
+    """One that says how much noise there is, where the network's answer is completed by that."""
+    level = None if config.sigma_data is None else noise_scheduler
+    return TimestepEmbedder(t_dim, sinusoid=config.sinusoid, noise_scheduler=level)
+
+
+def preconditioning(config: DiffusionConfig, t_dim: int) -> Preconditioning | None:
+    """What completes the network's answer, where the settings want it."""
+    if config.sigma_data is None:
+        return None
+    return Preconditioning(config.target, config.sigma_data, t_dim, variance=config.learned_variance)
 
 
 class Bound:

@@ -116,7 +116,8 @@ class GlideModel(Diffusion):
         low_res: for an upsampler. known: what is kept, where it fills holes; by default nothing.
         """
         _, words = caption_conditions(self.caption, tokens)
-        return self.network(x_t, None, t_emb, **words, **self._pictures(len(x_t), low_res, known))
+        answer = self.network(x_t, None, t_emb, **words, **self._pictures(len(x_t), low_res, known))
+        return self.completed(answer, x_t, t_emb)
 
     def _pictures(self, rows: int, low_res: Tensor | None, known: Known | None) -> Condition:
         """What is stacked under the noised picture."""
@@ -148,7 +149,9 @@ class GlideModel(Diffusion):
         told = Once(self.network.tell)
 
         def predict(x_t: Tensor, t: Tensor, states: Tensor, valid: Tensor, **pictures: Tensor) -> Tensor:
-            return self.network(x_t, None, self.time(t), told=told(None, states, valid), **pictures)
+            t_emb = self.time(t)
+            answer = self.network(x_t, None, t_emb, told=told(None, states, valid), **pictures)
+            return self.completed(answer, x_t, t_emb)
 
         guided = self.guided(predict, [{**nothing, **pictures}, {**words, **pictures}], [self.weight(guidance)])
         return guided if known is None else keep_known(guided, known.picture, known.hole)

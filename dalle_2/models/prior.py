@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -36,6 +36,7 @@ class PriorConfig(DiffusionConfig):
     """
 
     target: Target = "eps"
+    sigma_data: float | None = Field(default=1.0, gt=0)
     dim: int = Field(default=512, ge=1)
     width: int = Field(default=512, ge=1)
     depth: int = Field(default=6, ge=0)
@@ -97,16 +98,19 @@ class Prior(Diffusion):
         self,
         z_txt: Float[Tensor, "b {self.config.dim}"],
         x_t: Float[Tensor, "b {self.space.width}"],
-        t_emb: Float[Tensor, "b {self.config.width}"],
+        t_emb: Shaped[Tensor, "..."] | float,
         *,
         tokens: Int[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b {self.space.width}"]:
         """One denoising step: the prediction for noised embeddings `x_t`, which live in the whitened space.
 
-        tokens: of the captions, where the prior reads them.
+        t_emb: (B, width), of `time(t)`, or the timesteps t themselves. tokens: of the captions, where the prior reads
+        them.
         """
         _, words = caption_conditions(self.caption, tokens)
-        return self.network(self.text_space.to_model(z_txt), x_t, t_emb, **_rows(words, len(x_t)))
+        t_emb = self.timed(t_emb, len(x_t))
+        answer = self.network(self.text_space.to_model(z_txt), x_t, t_emb, **_rows(words, len(x_t)))
+        return self.completed(answer, x_t, t_emb)
 
     def noised(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Clean pairs `{z_txt, z_img}` to `{z_t, z_txt, t, eps}`, with `x_0` and the rows that lose their text.
@@ -128,7 +132,9 @@ class Prior(Diffusion):
         text = self.text_space.to_model(batch["z_txt"])
         if "dropped" in batch:
             text = torch.where(batch["dropped"][:, None], self.null_text.to(text), text)
-        prediction = self.network(text, batch["z_t"], self.time(batch["t"]), **self._words(batch))
+        t_emb = self.time(batch["t"])
+        answer = self.network(text, batch["z_t"], t_emb, **self._words(batch))
+        prediction = self.completed(answer, batch["z_t"], t_emb)
         return self.mse(prediction, self.wanted(batch["z_t"], batch["t"], batch))
 
     def _words(self, batch: Batch) -> dict[str, Tensor]:
@@ -161,7 +167,8 @@ class Prior(Diffusion):
         def predict(
             x_t: Tensor, t: Tensor, text: Tensor, states: Tensor | None = None, valid: Tensor | None = None
         ) -> Tensor:
-            return self.network(text, x_t, self.time(t), read=read(text, states, valid))
+            t_emb = self.time(t)
+            return self.completed(self.network(text, x_t, t_emb, read=read(text, states, valid)), x_t, t_emb)
 
         null, full = {"text": null_text, **no_words}, {"text": self.text_space.to_model(z_txt), **words}
         return self.guided(predict, [null, full], [self.weight(guidance)])

@@ -6,7 +6,7 @@ from math import gcd
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,15 +16,24 @@ from dalle_2.models.allocation import freed_at_once
 from dalle_2.models.decoder import condition, require_eta
 from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
 from dalle_2.models.degradation import BSRSettings, degraded
-from dalle_2.models.diffusion import Batch, Diffusion, DiffusionConfig, require, unit_space
+from dalle_2.models.diffusion import (
+    Batch,
+    Diffusion,
+    DiffusionConfig,
+    preconditioning,
+    require,
+    time_embedder,
+    unit_space,
+)
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.precision import buildable, readable
+from dalle_2.models.preconditioning import beside_level
 from dalle_2.models.rest import at_work, lay_down
 from dalle_2.models.timestep_embedding import TimestepEmbedder
 from dalle_2.sampling.ddim_sampler import DDIMSampler
 from dalle_2.sampling.denoiser import Denoised, Denoiser
 from dalle_2.sampling.noise import PictureNoise, normal, uniform, whole_numbers
-from dalle_2.sampling.noise_scheduler import timesteps_of
+from dalle_2.sampling.noise_scheduler import NoiseScheduler, timesteps_of
 from dalle_2.sampling.sampler import Sampler, Step
 from dalle_2.sampling.tiling import Tiling, tiled
 
@@ -52,6 +61,7 @@ class UpsamplerConfig(DiffusionConfig):
     """
 
     clip: float | None = Field(default=1.0, gt=0)
+    sigma_data: float | None = Field(default=0.15, gt=0)
     image_size: int = Field(default=256, ge=8)
     low_res_size: int = Field(default=64, ge=4)
     crop: int | None = Field(default=None, ge=1)
@@ -111,7 +121,7 @@ class Upsampler(Diffusion):
         self.config = config
         self.space = (config.space or unit_space(config.unet.z_dim)) if config.unet.z_dim else None
         self.network = DecoderUNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.last = LastStep(config) if config.last else None
+        self.last = LastStep(config, self.noise_scheduler) if config.last else None
         self.level = TimestepEmbedder(config.unet.t_dim) if config.noise_levels else None
 
     @classmethod
@@ -124,10 +134,17 @@ class Upsampler(Diffusion):
         x_t: Float[Tensor, "b 3 h w"],
         low_res: Float[Tensor, "b 3 k k2"],
         z_img: Float[Tensor, "b d"] | None,
-        t_emb: Float[Tensor, "b e"],
+        t_emb: Shaped[Tensor, "..."] | float,
     ) -> Float[Tensor, "b 3 h w"]:
-        """One denoising step: the prediction for noised large pictures `x_t` above small ones. t_emb: of `embed`."""
+        """One denoising step: the prediction for noised large pictures `x_t` above small ones.
+
+        t_emb: (B, t_dim), of `embed`, or the timesteps t themselves, above small pictures without noise.
+        """
+        t_emb = self.timed(t_emb, len(x_t))
         return self._predict(x_t, self._smooth(low_res, x_t.shape[-2:]), self._seen(z_img, len(x_t)), t_emb)
+
+    def _embedded(self, t: Tensor) -> Float[Tensor, "b e"]:
+        return self.embed(t)
 
     def embed(
         self, t: Float[Tensor, "b"] | Int[Tensor, "b"], level: Int[Tensor, "b"] | None = None
@@ -136,7 +153,8 @@ class Upsampler(Diffusion):
         t_emb = self.time(t)
         if self.level is None:
             return t_emb
-        return t_emb + self.level(torch.zeros_like(t) if level is None else level)
+        side = self.level(torch.zeros_like(t) if level is None else level)
+        return t_emb + (side if self.config.sigma_data is None else beside_level(side))
 
     def _seen(self, z_img: Tensor | None, rows: int) -> Tensor | None:
         """Embeddings as the network wants them, the null one where none is given; None where it takes none."""
@@ -150,8 +168,10 @@ class Upsampler(Diffusion):
 
     def _predict(self, x_t: Tensor, enlarged: Tensor, z: Tensor | None, t_emb: Tensor) -> Tensor:
         """The network adds detail to the enlarged small picture, so that what it must learn is small."""
-        prediction = self.network(x_t, z, t_emb, low_res=enlarged)
-        return prediction + enlarged if self.target == "x_0" else prediction
+        answer = self.network(x_t, z, t_emb, low_res=enlarged)
+        if self.config.sigma_data is None and self.target == "x_0":
+            return answer + enlarged
+        return self.completed(answer, x_t, t_emb, mean=enlarged)
 
     # Training
 
@@ -379,9 +399,10 @@ class LastStep(nn.Module):
 
     in_float32 = stored_exactly = True
 
-    def __init__(self, config: UpsamplerConfig) -> None:
+    def __init__(self, config: UpsamplerConfig, noise_scheduler: NoiseScheduler) -> None:
         super().__init__()
-        self.time = TimestepEmbedder(config.unet.t_dim, sinusoid=config.sinusoid)
+        self.time = time_embedder(config, config.unet.t_dim, noise_scheduler)
+        self.precondition = preconditioning(config, config.unet.t_dim)
         self.network = DecoderUNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(
@@ -393,7 +414,9 @@ class LastStep(nn.Module):
     ) -> Float[Tensor, "b 3 h w"]:
         """The prediction of the upsampler's own target."""
         with torch.autocast(x_t.device.type, enabled=False):
-            return self.network(x_t, z, self.time(t), low_res=enlarged)
+            t_emb = self.time(t)
+            answer = self.network(x_t, z, t_emb, low_res=enlarged)
+            return answer if self.precondition is None else self.precondition(answer, x_t, t_emb, enlarged)
 
 
 def enlarge(

@@ -87,6 +87,7 @@ def _shaped(pipeline: DALLe2) -> Shaped:
         and prior.config.text_positions
         and (unet.pooled_dim and unet.norm_text and decoder.draft is None)
         and (len(upsamplers) == 1 and upsamplers[0].last is not None)
+        and all(stage.precondition is None for stage in (prior, decoder, upsamplers[0]))
     ):
         return Shaped(whole(model), tokenizer, prior, decoder, upsamplers[0])
     raise UsageError(

@@ -194,6 +194,7 @@ def _process(stage: str, scheduler: Config, target: str, *, variance: str) -> di
     return {
         "T": 1000, "schedule": "cosine", "target": target, "clip": scheduler.get("clip_sample_range", 1.0),
         "steps": STEPS[stage], "guidance": GUIDANCE.get(stage, 1.0), "spacing": SPACING,
+        "sigma_data": None,
     }  # fmt: skip
 
 

@@ -75,7 +75,8 @@ PAPER_RECIPE = Recipe(
         caption="own",
         text=_text(0),
         config=PriorConfig(
-            schedule="cosine", target="x_0", dim=Z_DIM, width=2048, depth=24, heads=32, drop=0.1, steps=64, candidates=2
+            schedule="cosine", target="x_0", sigma_data=None, dim=Z_DIM, width=2048, depth=24, heads=32, drop=0.1,
+            steps=64, candidates=2,
         ),
         run=_run(1.1e-4, 4096, 600_000, (0.9, 0.96), 1e-6, 6e-2),
     ),
@@ -90,7 +91,8 @@ PAPER_RECIPE = Recipe(
         caption="own",
         text=_text(24),
         config=DecoderConfig(
-            schedule="cosine", target="eps", drop=0.1, caption_drop=0.5, learned_variance=True, steps=250,
+            schedule="cosine", target="eps", sigma_data=None, drop=0.1, caption_drop=0.5, learned_variance=True,
+            steps=250,
             unet=DecoderUNetConfig(
                 channels=512, multiples=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), head_channels=64, dropout=0.1,
                 out_channels=6, z_dim=Z_DIM, t_dim=2048, context_tokens=4, resample="residual",
@@ -100,15 +102,15 @@ PAPER_RECIPE = Recipe(
     ),
     upsampler=UpsamplerStage(
         config=UpsamplerConfig(
-            schedule="cosine", target="eps", image_size=256, low_res_size=64, crop=64, drop=0.0, steps=27,
-            unet=_upsampler(320, 3, (1, 2, 3, 4), 0.1),
+            schedule="cosine", target="eps", sigma_data=None, image_size=256, low_res_size=64, crop=64, drop=0.0,
+            steps=27, unet=_upsampler(320, 3, (1, 2, 3, 4), 0.1),
         ),
         run=_run(1.2e-4, 1024, 1_000_000, (0.9, 0.999), 1e-8, 0.0),
     ),
     upsampler_2=UpsamplerStage(
         config=UpsamplerConfig(
-            schedule="linear", target="eps", image_size=1024, low_res_size=256, crop=256, drop=0.0, steps=15,
-            degradation="bsr", unet=_upsampler(192, 2, (1, 1, 2, 2, 4, 4), 0.0),
+            schedule="linear", target="eps", sigma_data=None, image_size=1024, low_res_size=256, crop=256, drop=0.0,
+            steps=15, degradation="bsr", unet=_upsampler(192, 2, (1, 1, 2, 2, 4, 4), 0.0),
         ),
         run=_run(1.0e-4, 512, 1_000_000, (0.9, 0.999), 1e-8, 0.0),
     ),
