@@ -7,13 +7,16 @@ import unicodedata
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dalle_2.data.dataset import collate, load_dataset
 from dalle_2.data.file_names import FileNames
+from dalle_2.data.folders import Unreachable
 from dalle_2.data.image_folder import ImageFolder
 from dalle_2.errors import DataError
 
@@ -215,6 +218,16 @@ def test_links_that_lead_nowhere_or_to_themselves_are_missing(tmp_path: Path) ->
     assert len(ImageFolder(tmp_path, 8).verify().skipped) == 2
 
 
+def test_a_linked_folder_within_is_read_once(tmp_path: Path) -> None:
+    """Where it lies; by the link only if it lies hidden, as data sets under version control do."""
+    picture(tmp_path / "train/a.png", caption="red")
+    picture(tmp_path / ".store/b.png", caption="blue")
+    for name, target in (("all", "train"), ("kept", ".store"), ("train/round", "..")):
+        (tmp_path / name).symlink_to(target)
+    assert said(tmp_path) == {"kept/b.png": ("blue",), "train/a.png": ("red",)}
+    assert ImageFolder(tmp_path, 8).verify().skipped == ()
+
+
 # Names
 
 
@@ -284,6 +297,9 @@ def test_absolute_names_in_the_folder_are_read_and_others_left_out(tmp_path: Pat
         data = ImageFolder(place, 8)
         assert [(data.file(i), data.caption(i)) for i in range(len(data))] == [("images/cat.png", "a cat")]
         assert data.report().counts == {"leads out of the folder": 2}
+    (root / "captions.csv").unlink()
+    write(root / "images/captions.csv", f"file,caption\n{path},a cat\n")
+    assert said(root) == {"images/cat.png": ("a cat",)}
 
 
 def test_a_name_that_holds_what_others_mean_by_it_is_that_file(tmp_path: Path) -> None:
@@ -486,3 +502,24 @@ def test_a_data_set_sent_to_a_new_process_keeps_its_marks_in_common(tmp_path: Pa
     sent = ForkingPickler.loads(bytes(ForkingPickler.dumps(data)))
     np.testing.assert_array_equal(sent[0].image, sent[1].image)
     assert data.report().names == {"empty file": ("b.png",)}
+
+
+def test_without_shared_memory_a_folder_is_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Tensor) -> None:
+        raise RuntimeError("no shared memory")
+
+    monkeypatch.setattr(Tensor, "share_memory_", refuse)
+    picture(tmp_path / "a.png", caption="red")
+    (tmp_path / "b.png").write_bytes(b"")
+    write(tmp_path / "b.txt", "broken")
+    assert ImageFolder(tmp_path, 8).verify().names == {"empty file": ("b.png",)}
+
+
+def test_a_caption_that_can_not_be_fetched_is_no_broken_caption(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = fsspec.filesystem("memory")
+    for name in ("a.png", "a.txt"):
+        files.pipe_file(f"/lost/{name}", b"x")
+    monkeypatch.setattr(type(files), "cat_file", lambda *_: (_ for _ in ()).throw(ConnectionError("reset by peer")))
+    with pytest.raises(Unreachable, match=r"can't fetch a\.txt"):
+        ImageFolder("memory://lost", 8)
+    files.store.clear()

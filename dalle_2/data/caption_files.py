@@ -114,9 +114,11 @@ def _table(folder: Folder, home: str, table: str, files: FileNames) -> Read:
 
 def _file(folder: Folder, written: str, home: str, files: FileNames) -> tuple[str, str]:
     """The file that a row means, and what is wrong with it: nothing, missing, or out of the folder."""
-    if (found := files.find(written, home)) is not None:
+    meant = folder.within(written)
+    home = home if meant == written else ""
+    if (found := files.find(meant, home)) is not None:
         return found, ""
-    name = posixpath.normpath(posixpath.join(home, folder.within(written)))
+    name = posixpath.normpath(posixpath.join(home, meant))
     if not folder.is_file(name):
         return name, OUTSIDE if folder.names_outside(name) else MISSING
     return name, OUTSIDE if folder.escapes(name) else ""

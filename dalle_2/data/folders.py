@@ -108,9 +108,9 @@ class LocalFolder(Folder):
                     outside.append(name + "/" * is_folder)
                 elif not is_folder:
                     found.append(name)
-                elif leads_out:
+                elif entry.is_symlink():  # last: what it leads to is listed where it lies, unless that is hidden
                     waiting.append(f"{name}/")
-                elif not entry.is_symlink():  # else it is listed where it lies
+                else:
                     waiting.appendleft(f"{name}/")
         return Listed(tuple(sorted(found)), tuple(sorted(outside)))
 
@@ -128,7 +128,8 @@ class LocalFolder(Folder):
 
     def within(self, name: str) -> str:
         homes = (self._real, os.path.abspath(self.root)) if os.path.isabs(name) else ()
-        return next((os.path.relpath(name, home) for home in homes if Path(name).is_relative_to(home)), name)
+        home = next((home for home in homes if Path(name).is_relative_to(home)), None)
+        return name if home is None else os.path.relpath(name, home).replace(os.sep, "/")
 
     def names_outside(self, name: str) -> bool:
         return "\0" in name if self.follow_links else super().names_outside(name)
