@@ -21,6 +21,7 @@ from dalle_2.models.stages import StageSettings
 from dalle_2.pipelines.find import DEFAULT, check_draws, find_pipeline, holds_glide
 from dalle_2.pipelines.folder import load
 from dalle_2.pipelines.glide import load_glide
+from dalle_2.scalars import plain_numbers
 from dalle_2.text.prompts import check_prompts
 
 SEEDS = 2**32
@@ -30,6 +31,7 @@ UNCLIP = (
 )  # fmt: skip
 
 
+@plain_numbers
 def generate(
     prompts: Sequence[str],
     pipeline: str | os.PathLike[str] | DALLe2 | Glide = DEFAULT,
@@ -68,6 +70,7 @@ def load_drawing(
     return load_glide(folder, device=device, dtype=dtype)
 
 
+@plain_numbers
 def generations(
     pipeline: DALLe2 | Glide,
     prompts: Sequence[str],

@@ -14,11 +14,13 @@ from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import at_decoder_size
 from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, in_steps, stages_of, steerable_prior
 from dalle_2.models.dalle2 import DALLe2, OnStep
+from dalle_2.scalars import plain_numbers
 from dalle_2.text.prompts import check_prompts
 
 STRENGTH = 0.7
 
 
+@plain_numbers
 def image_to_image(
     pipeline: DALLe2,
     image: Image.Image,

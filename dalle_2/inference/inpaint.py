@@ -19,6 +19,7 @@ from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.prior import Prior
 from dalle_2.models.rest import at_work
 from dalle_2.models.stages import checked_candidates
+from dalle_2.scalars import plain_numbers
 from dalle_2.text.prompts import check_prompts
 
 OnFrame = Callable[[int, int], None]  # the number of a frame, from 1, and how many there are
@@ -26,6 +27,7 @@ OnFrame = Callable[[int, int], None]  # the number of a frame, from 1, and how m
 CANDIDATES = 16  # embeddings to choose among where what is kept has no say in what the prior draws
 
 
+@plain_numbers
 def inpaint(
     pipeline: DALLe2,
     picture: Holed,
@@ -127,6 +129,7 @@ def _plan(
     return tries[int(F.cosine_similarity(seen, text).argmax())]
 
 
+@plain_numbers
 def outpaint(
     pipeline: DALLe2,
     picture: Image.Image | Float[Tensor, "3 s s"],

@@ -14,10 +14,12 @@ from dalle_2.inference.latents import encoded
 from dalle_2.inference.plans import EditSettings, Plan, draw, embedded, inverting, stages_of
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.sampling.interpolation import slerp
+from dalle_2.scalars import plain_numbers
 
 Noise = Literal["slerp", "fixed"]
 
 
+@plain_numbers
 def interpolate(
     pipeline: DALLe2,
     first: Image.Image,
@@ -47,6 +49,7 @@ def interpolate(
     return _draw(pipeline, z, starts, shares, seed, {"noise": noise}, settings, on_step)
 
 
+@plain_numbers
 def interpolate_captions(
     pipeline: DALLe2,
     first: str,

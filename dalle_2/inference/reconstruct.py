@@ -12,8 +12,10 @@ from dalle_2.inference.generation import Generation
 from dalle_2.inference.plans import EditSettings, Plan, draw
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.embedding_space import EmbeddingSpace
+from dalle_2.scalars import plain_numbers
 
 
+@plain_numbers
 def reconstructions(
     pipeline: DALLe2,
     image: Image.Image,

@@ -9,8 +9,10 @@ from torch.nn import functional as F
 from dalle_2.errors import UsageError
 from dalle_2.inference.generation import Generation
 from dalle_2.models.dalle2 import DALLe2
+from dalle_2.scalars import plain_numbers
 
 
+@plain_numbers
 def reranked(pipeline: DALLe2, made: Iterable[Generation], keep: int = 1, *, of: int | None = None) -> list[Generation]:
     """The `keep` best pictures of each prompt, best first, with the cosine of picture and prompt as "clip" in their
     metadata. of: how many pictures in a row belong to one prompt; by default all of them.

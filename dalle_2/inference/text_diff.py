@@ -16,6 +16,7 @@ from dalle_2.inference.plans import EditSettings, Plan, draw, inverting, stages_
 from dalle_2.inference.redrawn import redrawn
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.sampling.interpolation import slerp
+from dalle_2.scalars import plain_numbers
 from dalle_2.text.prompts import check_prompts
 
 By = Literal["direction", "prior"]
@@ -23,6 +24,7 @@ THETA: dict[By, float] = {"direction": 0.5, "prior": 1.0}  # the paper's largest
 LEAST = 1e-6  # length of a difference below which two captions say the same
 
 
+@plain_numbers
 def text_diff(
     pipeline: DALLe2,
     image: Image.Image,

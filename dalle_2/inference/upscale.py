@@ -17,6 +17,7 @@ from dalle_2.inference.record import record
 from dalle_2.models.dalle2 import DALLe2, OnStep
 from dalle_2.models.stages import StageSettings, named, upscaling
 from dalle_2.models.upsampler import Upsampler
+from dalle_2.scalars import plain_fields, plain_numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class Enlargement:
     output: tuple[int, int]
 
 
+@plain_fields
 @dataclass(frozen=True)
 class UpscaleSettings:
     """How pictures are enlarged; None is the pipeline's own default. The last four are as in `DALLe2.upscale`.
@@ -84,6 +86,7 @@ def enlargement(pipeline: DALLe2, image: Image.Image, settings: UpscaleSettings)
     return enlarge(pipeline.name or "given", stages, image.size, settings.size)
 
 
+@plain_numbers
 def upscaled(
     pipeline: DALLe2,
     images: Sequence[Image.Image],

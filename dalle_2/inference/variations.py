@@ -9,10 +9,12 @@ from dalle_2.inference.generation import Generation
 from dalle_2.inference.latents import encoded
 from dalle_2.inference.plans import EditSettings, Plan, draw, inverting
 from dalle_2.models.dalle2 import DALLe2, OnStep
+from dalle_2.scalars import plain_numbers
 
 FRESH = 0.8  # eta: enough noise in each step that a variation isn't a copy
 
 
+@plain_numbers
 def variations(
     pipeline: DALLe2,
     images: Sequence[Image.Image] | Image.Image,

@@ -27,6 +27,7 @@ from dalle_2.models.quantiser import Quantiser, encode, fit, fit_shares
 from dalle_2.sampling.noise import PictureNoise, uniform
 from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.token_sampler import TokenSampler, log_exponentials
+from dalle_2.scalars import plain_numbers
 
 
 class AutoregressivePriorConfig(Settings):
@@ -245,6 +246,7 @@ class AutoregressivePrior(MixedPrecision):
 
     # Sampling
 
+    @plain_numbers
     @torch.no_grad()
     def sample(
         self,
@@ -267,6 +269,7 @@ class AutoregressivePrior(MixedPrecision):
         )  # fmt: skip
         return drawn[:, 0]
 
+    @plain_numbers
     @torch.no_grad()
     def sample_candidates(
         self,

@@ -38,6 +38,7 @@ from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.inversion import invert
 from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.sampler import Step
+from dalle_2.scalars import plain_numbers
 from dalle_2.text.prompts import check_prompts, negative_rows
 
 REFINED = 1  # fixed-point iterations a step of inversion: without them the way back ends beside the picture
@@ -49,6 +50,7 @@ Draw: TypeAlias = Callable[[], Tensor]
 class DALLe2(Parts):
     """Prompts to pictures. What it is made of, and its constructor, stand in `Parts`."""
 
+    @plain_numbers
     def generate(
         self,
         prompts: Sequence[str],
@@ -144,6 +146,7 @@ class DALLe2(Parts):
                 x = self._enlarged(name, upsampler, x, z, plan[name], seeds, on_step)
         return x
 
+    @plain_numbers
     def embed(
         self,
         prompts: Sequence[str],
@@ -187,6 +190,7 @@ class DALLe2(Parts):
         rows = seed_rows(seeds, len(listed))
         return self._image_embeddings(self._captions(listed), avoided, run, rows, on_step, start, strength)
 
+    @plain_numbers
     def decode(
         self,
         z_img: Float[Tensor, "n d"],
@@ -228,6 +232,7 @@ class DALLe2(Parts):
             known=known,
         )  # fmt: skip
 
+    @plain_numbers
     def invert(
         self,
         pictures: Float[Tensor, "n 3 h w"],
@@ -266,6 +271,7 @@ class DALLe2(Parts):
 
         return self._finite("decoder", decoder, walk)
 
+    @plain_numbers
     def upscale(
         self,
         pictures: Float[Tensor, "n 3 h w"],

@@ -26,6 +26,7 @@ from dalle_2.sampling.guidance import Condition, Threshold
 from dalle_2.sampling.inpainting import keep_known
 from dalle_2.sampling.noise import PictureNoise, normal
 from dalle_2.sampling.sampler import Sampler, Step
+from dalle_2.scalars import plain_numbers
 
 KNOWN = 4  # channels of a picture that is painted into: the picture, and where it is known
 DRAFTS_AT_ONCE = 512  # of 64 px: their layers take about a gigabyte
@@ -107,6 +108,7 @@ class Decoder(Diffusion):
 
     kind = "decoder"
 
+    @plain_numbers
     @buildable
     def __init__(self, T: int = 1000, *, config: DecoderConfig | None = None) -> None:
         config = config or DecoderConfig(T=T)
@@ -216,6 +218,7 @@ class Decoder(Diffusion):
         size = self.config.image_size
         return {"known": torch.zeros(rows, KNOWN, size, size, dtype=torch.float32, device=self.device)}
 
+    @plain_numbers
     def denoiser(
         self,
         z_img: Float[Tensor, "b d"],
@@ -270,6 +273,7 @@ class Decoder(Diffusion):
         """What the network is told of an embedding, with the draft made once for all steps."""
         return {"z": z} if self.draft is None else {"z": z, "low_res": self.draft(z)}
 
+    @plain_numbers
     @torch.no_grad()
     def sample(
         self,

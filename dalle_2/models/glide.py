@@ -37,6 +37,7 @@ from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.sampler import Sampler, Step
 from dalle_2.sampling.samplers import sampler as sampler_named
 from dalle_2.sampling.spacing import Spacing
+from dalle_2.scalars import plain_numbers
 from dalle_2.text.glide_tokenizer import GlideTokenizer
 from dalle_2.text.prompts import check_prompts, negative_rows
 
@@ -129,6 +130,7 @@ class GlideModel(Diffusion):
             stacked["known"] = nothing if known is None else known_channels(known.picture, known.hole)
         return stacked
 
+    @plain_numbers
     def denoiser(
         self,
         tokens: Int[Tensor, "b l"],
@@ -156,6 +158,7 @@ class GlideModel(Diffusion):
         guided = self.guided(predict, [{**nothing, **pictures}, {**words, **pictures}], [self.weight(guidance)])
         return guided if known is None else keep_known(guided, known.picture, known.hole)
 
+    @plain_numbers
     @torch.no_grad()
     def sample(
         self,
@@ -255,6 +258,7 @@ class Glide:
     def _roles(self) -> list[str]:
         return [role for role, painter in PAINTERS.items() if {role, painter} & self._parts.keys()]
 
+    @plain_numbers
     def settings(
         self,
         steps: int | None = None,
@@ -287,6 +291,7 @@ class Glide:
         if wrong:
             raise UsageError(f"GLIDE has no stage {wrong[0]!r}: its stages are {', '.join(stages)}")
 
+    @plain_numbers
     def generate(
         self,
         prompts: Sequence[str],

@@ -40,6 +40,7 @@ from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.sampler import Sampler
 from dalle_2.sampling.samplers import sampler as sampler_named
+from dalle_2.scalars import plain_numbers
 
 AUTOREGRESSIVE, PAINTER = "prior-ar", "decoder-inpaint"
 # Roles of parts beside the usual ones, and what their files hold.
@@ -289,6 +290,7 @@ class Parts:
         pictures: dict[str, Diffusion] = {"decoder": self._planned_decoder, **named(self._planned_upsamplers)}
         return ({"prior": first} if first else {}) | up_to(last_stage, pictures)
 
+    @plain_numbers
     def settings(
         self,
         steps: int | None = None,

@@ -21,6 +21,7 @@ from dalle_2.sampling.denoiser import Denoiser, Target
 from dalle_2.sampling.guidance import Condition
 from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.sampler import Sampler, Step
+from dalle_2.scalars import plain_numbers
 
 
 class PriorConfig(DiffusionConfig):
@@ -68,6 +69,7 @@ class Prior(Diffusion):
 
     kind = "prior"
 
+    @plain_numbers
     @buildable
     def __init__(self, T: int = 1000, *, config: PriorConfig | None = None) -> None:
         config = config or PriorConfig(T=T)
@@ -145,6 +147,7 @@ class Prior(Diffusion):
         text = self.caption.read(batch["tokens"])
         return (text.without(batch["dropped"]) if "dropped" in batch else text)._asdict()
 
+    @plain_numbers
     def denoiser(
         self,
         z_txt: Float[Tensor, "b d"],
@@ -173,6 +176,7 @@ class Prior(Diffusion):
         null, full = {"text": null_text, **no_words}, {"text": self.text_space.to_model(z_txt), **words}
         return self.guided(predict, [null, full], [self.weight(guidance)])
 
+    @plain_numbers
     @torch.no_grad()
     def sample(
         self,
@@ -194,6 +198,7 @@ class Prior(Diffusion):
         )  # fmt: skip
         return drawn[:, 0]
 
+    @plain_numbers
     @torch.no_grad()
     def sample_candidates(
         self,

@@ -18,6 +18,7 @@ from dalle_2.sampling.guidance import Threshold
 from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.sampler import Sampler
 from dalle_2.sampling.sampler_names import SamplerName
+from dalle_2.scalars import plain_numbers
 
 V = TypeVar("V")
 MOST_CANDIDATES = 1_000  # they are drawn at once: more would fill the memory and choose hardly better
@@ -194,6 +195,7 @@ def named(upsamplers: Sequence[Upsampler]) -> dict[str, Upsampler]:
     return {f"upsampler-{upsampler.config.image_size}": upsampler for upsampler in upsamplers}
 
 
+@plain_numbers
 def seed_rows(seeds: Sequence[int] | int | None, count: int) -> list[int]:
     """A seed for each of `count` pictures: the given ones, or seed, seed + 1, ..., or new ones.
 

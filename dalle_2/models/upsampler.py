@@ -36,6 +36,7 @@ from dalle_2.sampling.noise import PictureNoise, normal, uniform, whole_numbers
 from dalle_2.sampling.noise_scheduler import NoiseScheduler, timesteps_of
 from dalle_2.sampling.sampler import Sampler, Step
 from dalle_2.sampling.tiling import Tiling, tiled
+from dalle_2.scalars import plain_numbers
 
 TILES_AT_ONCE = 4  # on a GPU
 # Numbers of a map of full size that a call may see: of more pictures together nothing gets faster, and some twelve such
@@ -114,6 +115,7 @@ class Upsampler(Diffusion):
 
     kind = "upsampler"
 
+    @plain_numbers
     @buildable
     def __init__(self, T: int = 1000, *, config: UpsamplerConfig | None = None) -> None:
         config = config or UpsamplerConfig(T=T)
@@ -230,6 +232,7 @@ class Upsampler(Diffusion):
 
     # Sampling
 
+    @plain_numbers
     def denoiser(
         self,
         z_img: Float[Tensor, "b d"] | None,
@@ -274,6 +277,7 @@ class Upsampler(Diffusion):
         """The network of the last step, where there is one and this is the step."""
         return self.last if self.last is not None and bool((t < 1).all()) else None
 
+    @plain_numbers
     @torch.no_grad()
     def sample(
         self,
@@ -320,12 +324,14 @@ class Upsampler(Diffusion):
         height, width = self._enlarged(low_res)
         return x[..., :height, :width]
 
+    @plain_numbers
     def tiling(self, tile: int | None = None, overlap: int | None = None) -> Tiling:
         """How this upsampler cuts large pictures. Raises UsageError for tiles that don't fit the U-Net."""
         side = self.config.image_size if tile is None else tile
         at_once = 1 if self.device.type == "cpu" else TILES_AT_ONCE  # a CPU is busy with one, and has its cache for it
         return Tiling(side, overlap, grid=self.config.unet.factor, at_once=at_once)
 
+    @plain_numbers
     def chosen_level(self, noise_level: int | None = None) -> int:
         """The noise level that is sampled at: the caller's, else the settings'; 0 without noise-level conditioning.
 

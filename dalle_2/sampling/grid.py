@@ -7,6 +7,7 @@ import torch
 
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.sampling.spacing import Spacing, check_steps, check_timesteps, spaced
+from dalle_2.scalars import plain_numbers
 
 # Of 1000 timesteps, 10, 10, 3, 2 and 2 in each fifth, the last but two in place of the noisiest.
 FAST27 = (
@@ -15,6 +16,7 @@ FAST27 = (
 )  # fmt: skip
 
 
+@plain_numbers
 def grid(noise_scheduler: NoiseScheduler, steps: int, spacing: Spacing = "trailing") -> tuple[float, ...]:
     """The `steps` timesteps to visit, falling: as `spaced`, evenly in log-SNR with "logsnr", or with "fast27" as those
     of GLIDE's upsampler, most of them where little noise is left.

@@ -12,6 +12,7 @@ from dalle_2.errors import UsageError
 from dalle_2.sampling.denoiser import Denoised, Denoiser
 from dalle_2.sampling.noise_scheduler import per_row
 from dalle_2.sampling.options import Threshold as Threshold
+from dalle_2.scalars import plain_numbers
 
 Condition = Mapping[str, Tensor]
 Weight = float | Float[Tensor, "b"]
@@ -26,6 +27,7 @@ class ConditionalDenoiser(Protocol):
     ) -> Denoised: ...
 
 
+@plain_numbers
 def guide(
     network: ConditionalDenoiser,
     conditions: Sequence[Condition],

@@ -5,10 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dalle_2.errors import UsageError
+from dalle_2.scalars import plain_numbers
 
 PARALLEL = 1e-6  # sine of the angle below which a great circle is a line in all digits that count
 
 
+@plain_numbers
 def slerp(
     a: Float[Tensor, "b *shape"], b: Float[Tensor, "b *shape"], share: float | Float[Tensor, "b"]
 ) -> Float[Tensor, "b *shape"]:

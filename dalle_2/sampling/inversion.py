@@ -13,8 +13,10 @@ from dalle_2.sampling.jump import Jump
 from dalle_2.sampling.noise_scheduler import NoiseScheduler, timesteps_of
 from dalle_2.sampling.sampler import Pairs, Step, guess
 from dalle_2.sampling.spacing import Spacing, check_timesteps, walk
+from dalle_2.scalars import plain_numbers
 
 
+@plain_numbers
 def invert(
     denoiser: Denoiser,
     x_0: Float[Tensor, "b *shape"],

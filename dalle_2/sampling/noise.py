@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dalle_2.errors import UsageError
+from dalle_2.scalars import plain_numbers
 
 
 class PictureNoise:
@@ -20,6 +21,7 @@ class PictureNoise:
     seeds: one a picture, any whole number. stage: the name of the stage, such as "prior".
     """
 
+    @plain_numbers
     def __init__(self, seeds: Sequence[int], stage: str) -> None:
         self.generators = [torch.Generator().manual_seed(_key(seed, stage)) for seed in seeds]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dalle_2.config import Settings, parse
 from dalle_2.errors import UsageError
+from dalle_2.scalars import plain_numbers
 
 Schedule = Literal["cosine", "linear", "explicit"]
 
@@ -58,6 +59,7 @@ class NoiseScheduler:
     T.
     """
 
+    @plain_numbers
     def __init__(
         self,
         T: int = 1000,
@@ -80,11 +82,13 @@ class NoiseScheduler:
         return scheduler
 
     @classmethod
+    @plain_numbers
     def from_betas(cls, betas: Sequence[float] | Float[Tensor, "T"]) -> "NoiseScheduler":
         """A table of your own: beta of t = 0 ... T-1."""
         return cls(len(betas), betas=betas)
 
     @classmethod
+    @plain_numbers
     def from_alpha_bar(cls, alpha_bar: Sequence[float] | Float[Tensor, "T"]) -> "NoiseScheduler":
         """A table of your own: alpha_bar of t = 0 ... T-1, falling from below 1 to above 0."""
         rows = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu")

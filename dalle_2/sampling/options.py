@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dalle_2.scalars import plain_fields
+
 Threshold = Literal["none", "static", "dynamic"]
 
 
+@plain_fields
 @dataclass(frozen=True)
 class TokenOptions:
     """How an autoregressive prior draws its tokens, see `TokenSampler`; None is the prior's own way."""

@@ -21,6 +21,7 @@ from dalle_2.sampling.noise import normal
 from dalle_2.sampling.noise_scheduler import NoiseScheduler
 from dalle_2.sampling.sampler import Step, guess
 from dalle_2.sampling.spacing import Spacing, walk
+from dalle_2.scalars import plain_numbers
 
 Cost = Callable[[Tensor], Tensor]
 
@@ -28,6 +29,7 @@ TRUST = 3  # the power of alpha_bar by which a guess that is still mostly noise 
 FEW = 0.5  # share of the particles that must count for something; below it they are drawn anew
 
 
+@plain_numbers
 def steered(
     denoiser: Denoiser,
     x_T: Float[Tensor, "b *shape"],

@@ -18,6 +18,7 @@ from dalle_2.sampling.grid import grid
 from dalle_2.sampling.noise import PictureNoise
 from dalle_2.sampling.noise_scheduler import NoiseScheduler, timesteps_of
 from dalle_2.sampling.spacing import Spacing, check_timesteps, walk
+from dalle_2.scalars import plain_numbers
 
 Noise = Callable[[Sequence[int]], Tensor]
 Pairs = Sequence[tuple[float, float]]  # (t, s) from each timestep to the next
@@ -74,6 +75,7 @@ class Sampler(ABC):
     def __init__(self, noise_scheduler: NoiseScheduler) -> None:
         self.noise_scheduler = noise_scheduler
 
+    @plain_numbers
     def sample(
         self,
         model: DiffusionModel,
@@ -119,6 +121,7 @@ class Sampler(ABC):
                 on_step(step)
         return x
 
+    @plain_numbers
     def steps(
         self,
         denoiser: Denoiser,

@@ -7,12 +7,14 @@ from itertools import pairwise
 from typing import Literal
 
 from dalle_2.errors import UsageError
+from dalle_2.scalars import plain_numbers
 
 Spacing = Literal["trailing", "leading", "linspace", "logsnr", "fast27"]
 
 CLEAN = -1  # the timestep of clean data, where every walk ends
 
 
+@plain_numbers
 def spaced(T: int, steps: int, spacing: Spacing = "trailing") -> tuple[int, ...]:
     """The `steps` timesteps of 0 ... T-1 to visit, falling.
 
@@ -41,6 +43,7 @@ def walk(timesteps: Sequence[float]) -> list[tuple[float, float]]:
     return list(pairwise([*timesteps, CLEAN]))
 
 
+@plain_numbers
 def check_timesteps(T: int, timesteps: Sequence[float]) -> tuple[float, ...]:
     """Timesteps of one's own, whole or real-valued, falling strictly within T-1 ... 0.
 

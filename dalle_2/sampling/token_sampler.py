@@ -9,10 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dalle_2.errors import UsageError
+from dalle_2.scalars import plain_fields
 
 TINY = torch.finfo(torch.float32).tiny  # nothing would have no logarithm
 
 
+@plain_fields
 @dataclass(frozen=True)
 class TokenSampler:
     """How tokens are drawn; the defaults draw from the softmax as it is.
