@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dalle_2.models.checkpoints import KINDS
 from dalle_2.models.clip import CLIP, CLIPConfig
+from dalle_2.models.clip_loading import load_clip
 from dalle_2.models.rest import Shelved
 from dalle_2.models.unfilled import empty
 
@@ -123,6 +124,16 @@ def test_what_is_built_empty_is_filled_with_all_that_it_had() -> None:
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(whole.encode_image(pictures), rebuilt.encode_image(pictures))  # type: ignore[operator]
     assert not [name for name, value in [*rebuilt.named_parameters(), *rebuilt.named_buffers()] if value.is_meta]
+
+
+def test_a_clip_of_others_is_loaded_without_random_numbers(tmp_path: Path) -> None:
+    from test_clip_encoding import hub_layout
+
+    hub_layout(tmp_path)
+    state = torch.random.get_rng_state()
+    model = load_clip(tmp_path).model
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not [name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
 
 
 def test_outside_everything_is_filled() -> None:

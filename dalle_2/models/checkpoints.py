@@ -12,7 +12,7 @@ from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError, UsageError
 from dalle_2.models.rest import Shelved
 from dalle_2.models.turns import making
-from dalle_2.models.unfilled import empty, in_memory
+from dalle_2.models.unfilled import empty, unfilled
 from dalle_2.models.wrapped import unwrapped
 from dalle_2.weights.checkpoint import (
     Checkpoint,
@@ -100,7 +100,7 @@ def load_model(path: str | Path, kind: str | None = None) -> nn.Module:
     if its settings and tensors don't fit each other; UsageError for a suffix that names no format.
     """
     checkpoint = read(path, kind)
-    model = in_memory(lambda: build(checkpoint.kind, checkpoint.config, where=str(path)))
+    model = unfilled(lambda: build(checkpoint.kind, checkpoint.config, where=str(path)))
     load_tensors(model, checkpoint.tensors, path)
     model.provenance = checkpoint.provenance  # type: ignore[assignment]
     return model.eval()

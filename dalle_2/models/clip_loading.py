@@ -15,7 +15,7 @@ from dalle_2.errors import CheckpointError, HubError, MissingExtra, UsageError
 from dalle_2.json_file import read_object
 from dalle_2.models.checkpoints import load_model
 from dalle_2.models.clip import CLIP, CLIPConfig
-from dalle_2.models.unfilled import in_memory
+from dalle_2.models.unfilled import unfilled
 from dalle_2.paths import at_home
 from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.weights.checkpoint import load_tensors, read_tensors
@@ -105,7 +105,7 @@ def load_clip_folder(folder: str | Path) -> Loaded:
         _read_json(folder / "config.json"), _read_json(preprocessing) if preprocessing.exists() else None
     )
     config = parse(CLIPConfig, values, where=str(folder / "config.json"))
-    model = in_memory(lambda: CLIP(config))
+    model = unfilled(lambda: CLIP(config))
     load_tensors(model, convert_tensors(_folder_tensors(folder)), folder)
     return Loaded(model.eval(), Tokenizer.from_clip_folder(folder, context_length=config.text.context_length))
 

@@ -22,12 +22,6 @@ def empty(build: Callable[[], M]) -> M:
         return build().float()
 
 
-def in_memory(build: Callable[[], M]) -> M:
-    """A model that is yet to be filled, in float32 on the CPU whatever PyTorch's defaults are."""
-    with torch.inference_mode(False), torch.device("cpu"):
-        return build().float()
-
-
 class Unfilled(TorchFunctionMode):
     """Inside, tensors without memory are not filled.
 
@@ -44,3 +38,12 @@ class Unfilled(TorchFunctionMode):
             if tensor.is_meta:
                 return tensor
         return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode(False)
+def unfilled(build: Callable[[], M]) -> M:
+    """A model in float32 in memory, whose weights hold whatever lay there: all of them are about to be loaded."""
+    model = empty(build)
+    memory = {name: torch.empty_like(value, device="cpu") for name, value in model.state_dict().items()}
+    model.load_state_dict(memory, assign=True)
+    return model
