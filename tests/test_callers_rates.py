@@ -14,6 +14,7 @@ from dalle_2 import DALLe2Trainer
 from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.training import state
 from dalle_2.training.lr_schedule import LRSchedule
+from dalle_2.training.muon import Muon
 from dalle_2.training.trainer import TrainerSettings
 
 
@@ -181,6 +182,22 @@ def test_another_optimisers_state_is_one_sentence_and_changes_nothing(tmp_path: 
     assert_same(weights(model), before)
     assert run.images == 0
     run.train_step(user_batch("prior"))
+
+
+def test_the_optimiser_of_the_command_goes_on(tmp_path: Path) -> None:
+    """PyTorch adds to an optimiser's defaults what this one doesn't know."""
+
+    def run() -> DALLe2Trainer:
+        model = prior()
+        return of(model, Muon([{"params": [*model.parameters()]}], lr=1e-3), tmp_path)
+
+    first, again = run(), run()
+    first.train_step(user_batch("prior"))
+    first.save()
+    assert again.resume()
+    for one in (first, again):
+        one.train_step(user_batch("prior"))
+    assert_same_run(first, again)
 
 
 def test_the_state_of_other_parameters_is_one_sentence(tmp_path: Path) -> None:

@@ -50,8 +50,10 @@ def train(
 ) -> None:
     """Train a pipeline, or one stage of it.
 
-    Called again it goes on where it stopped; what is finished is skipped. The folder it leaves is a pipeline that
-    `dalle2 generate --pipeline` takes.
+    Called again it goes on where it stopped; what is finished is skipped, or, but for CLIP, goes on where more images
+    are asked for. The folder it leaves is a pipeline that `dalle2 generate --pipeline` takes. The learning rate is
+    --set STAGE.run.lr=1e-3. A trained CLIP is taken with --set clip.encoder=FOLDER; fine-tuning the other parts on
+    other pictures isn't there yet.
     """
     stages, names = split_stages(what or [])
     from dalle_2.presets import resolve

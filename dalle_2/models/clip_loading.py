@@ -15,7 +15,7 @@ from dalle_2.errors import CheckpointError, HubError, MissingExtra, UsageError
 from dalle_2.json_file import read_object
 from dalle_2.models.checkpoints import load_model
 from dalle_2.models.clip import CLIP, CLIPConfig
-from dalle_2.models.unfilled import unfilled
+from dalle_2.models.unfilled import in_memory, unfilled
 from dalle_2.paths import at_home
 from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.weights.checkpoint import load_tensors, read_tensors

@@ -22,6 +22,12 @@ def empty(build: Callable[[], M]) -> M:
         return build().float()
 
 
+def in_memory(build: Callable[[], M]) -> M:
+    """A model in float32 on the CPU, whatever PyTorch's defaults are."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        return build().float()
+
+
 class Unfilled(TorchFunctionMode):
     """Inside, tensors without memory are not filled.
 

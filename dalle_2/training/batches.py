@@ -15,7 +15,7 @@ Shape = tuple[int | None, ...]  # of one row; None for any length
 
 NOISED = ("z_t", "x_t")  # of which a batch has one if somebody noised it already
 PICTURES = ("image", "x_0")
-BRIGHTEST = 2.0  # no clean picture in [-1, 1] reaches that, however it was resized
+BRIGHTEST = 10.0  # no clean picture in [-1, 1] comes near that, and neither does noise in the place of one
 
 
 def as_batch(given: Any) -> Batch:

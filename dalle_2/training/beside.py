@@ -16,7 +16,7 @@ from typing import Any
 
 from dalle_2.errors import Dalle2Error
 from dalle_2.threads import children_wait_asleep
-from dalle_2.training.interrupt import ending, stop_on_signals, unwound_on_sigterm
+from dalle_2.training.interrupt import TERMINATED, Terminated, stop_on_signals, unwound_on_sigterm
 
 Hear = Callable[[Any], None]
 
@@ -68,8 +68,8 @@ def _waited_for(listener: "Future[_End | None]") -> _End | None:
         while True:
             with suppress(TimeoutError):
                 return listener.result(timeout=0.2)
-            if (number := stop()) is not None:
-                raise ending(number, "the state of both stages is saved")
+            if (number := stop()) is not None:  # the other process saves its state when it is asked to stop
+                raise KeyboardInterrupt if number == signal.SIGINT else Terminated(TERMINATED)
 
 
 def _listen(receiver: Connection, hear: Hear) -> _End | None:

@@ -32,9 +32,10 @@ def load_optimiser(
             f"model's, this one moves {len(beside)}; make it of the same parameters and groups before resume()"
         )
     before, rates = optimizer.state_dict(), [group["lr"] for group in optimizer.param_groups]
+    needed = tuple(optimizer.defaults)  # to which loading adds
     try:
         optimizer.load_state_dict(state["optimizer"])
-        lacking = [name for name in optimizer.defaults for group in optimizer.param_groups if name not in group]
+        lacking = [name for name in needed for group in optimizer.param_groups if name not in group]
     except (ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"the optimiser's state in {folder} doesn't fit this one: {error}") from None
     if lacking:
