@@ -214,6 +214,8 @@ def test_masks_that_paint_nothing_or_all_are_refused() -> None:
         hole_of(quarter(255, 0), "black")
     with pytest.raises(UsageError, match="the picture has no transparent part and no mask was given"):
         holed(picture(), None, SIZE)
+    with pytest.raises(UsageError, match=r"without a mask the transparent part .*: give a mask that means white"):
+        holed(erased(), None, SIZE, means="white")
     with pytest.raises(UsageError, match="16 x 16 pixels and the picture 32 x 32"):
         hole_of(erased().resize((16, 16)))
 

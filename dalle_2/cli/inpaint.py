@@ -1,16 +1,15 @@
 """`dalle2 inpaint PICTURE CAPTION --mask MASK`: paint into a picture."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from dalle_2.cli import options
 from dalle_2.cli.run import edit
+from dalle_2.inference.generation import MaskMeans
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT
-
-MaskMeans = Literal["auto", "transparent", "white"]  # as in inference.mask_meaning, which would load torch
 
 
 def inpaint(

@@ -9,6 +9,8 @@ from pydantic import Field
 from dalle_2.config import Settings
 from dalle_2.sampling.options import Threshold, TokenOptions
 
+MaskMeans = Literal["auto", "transparent", "white"]  # what a mask with transparency paints, see mask_meaning.py
+
 
 class GenerationSettings(Settings):
     """How pictures are made; None is the pipeline's own default. Stages are named as in `DALLe2.settings`.

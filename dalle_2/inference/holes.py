@@ -41,7 +41,7 @@ def open_holed(picture: Path, mask: Path | None, size: int, *, means: str = "aut
     """
     image = open_layers(picture)
     if mask is None:
-        return _erased(image, size, str(picture))
+        return _erased(image, size, str(picture), means)
     return _masked(on_white(image), open_layers(mask), size, means)
 
 
@@ -55,7 +55,7 @@ def holed(image: Image.Image, mask: Image.Image | None, size: int, *, means: str
     """
     check_picture(image)
     if mask is None:
-        return _erased(layers(image), size, "the picture")
+        return _erased(layers(image), size, "the picture", means)
     check_picture(mask)
     found = _masked(flattened(image), layers(mask), size, means)
     if found.understood and means == "auto":
@@ -72,8 +72,8 @@ def _masked(image: Image.Image, mask: Layers, size: int, means: str) -> Holed:
     return _cut(image, painted(mask, means), size)
 
 
-def _erased(image: Layers, size: int, name: str) -> Holed:
-    part = transparent(image)
+def _erased(image: Layers, size: int, name: str, means: str) -> Holed:
+    part = transparent(image, means)
     if part is None:
         raise UsageError(f"{name} has no transparent part and no mask was given: say with a mask what to paint")
     # Colours beside the hole stay what they are: nothing of what lies under it is mixed with them.

@@ -5,14 +5,13 @@ A mask without transparency paints where it is white. One with transparency is e
 strokes, as a paint program saves it, and paints the strokes. Which of the two follows from what is visible of it.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 from PIL import Image, ImageChops
 
 from dalle_2.errors import UsageError
 from dalle_2.images import Layers
-
-MaskMeans = Literal["auto", "transparent", "white"]
+from dalle_2.inference.generation import MaskMeans
 
 PAINTED = 128  # a mask's brightness from which on a pixel is painted anew
 OPAQUE = 250  # an alpha from which on a pixel is no more than a trace of a lossy format away from opaque
@@ -35,8 +34,7 @@ def painted(mask: Layers, means: str = "auto") -> Painted:
 
     Raises UsageError for another meaning, and for a mask without transparency that shall mean it.
     """
-    if means not in get_args(MaskMeans):
-        raise UsageError(f"a mask means auto, transparent or white, not {means!r}")
+    _check(means)
     visible = _visible(mask)
     if visible is None or mask.alpha is None:
         if means == "transparent":
@@ -49,8 +47,14 @@ def painted(mask: Layers, means: str = "auto") -> Painted:
     return Painted(part, f"painting the transparent {share(part)} of the mask")
 
 
-def transparent(picture: Layers) -> Painted | None:
-    """The transparent part of a picture that is its own mask; None where it has none."""
+def transparent(picture: Layers, means: str = "auto") -> Painted | None:
+    """The transparent part of a picture that is its own mask; None where it has none.
+
+    Raises UsageError for another meaning than that.
+    """
+    _check(means)
+    if means == "white":
+        raise UsageError("without a mask the transparent part of the picture is painted: give a mask that means white")
     visible = _visible(picture)
     if visible is None:
         return None
@@ -62,6 +66,11 @@ def share(part: Image.Image) -> str:
     """How much of a mask is 255, in words."""
     percent = 100 * part.histogram()[255] / (part.width * part.height)
     return f"{percent:.0f} %" if percent >= 0.5 or percent == 0 else "less than 1 %"
+
+
+def _check(means: str) -> None:
+    if means not in get_args(MaskMeans):
+        raise UsageError(f"a mask means auto, transparent or white, not {means!r}")
 
 
 def _visible(mask: Layers) -> Image.Image | None:
