@@ -50,6 +50,12 @@ def pixels(generation: Generation) -> Tensor:
     return from_pil(generation.image)
 
 
+def nearly_equal(a: Tensor, b: Tensor) -> bool:
+    """Two rows of one batch, which a kernel may go through otherwise: what lies beside a rounding's edge may differ."""
+    apart = (a - b).abs() * 127.5
+    return float(apart.max()) < 1.5 and float((apart < 0.5).float().mean()) >= 0.999
+
+
 # Drawing plans
 
 
@@ -100,7 +106,7 @@ def test_variations_differ_by_seed_and_the_more_the_more_fresh_noise(pipeline: D
     calm, wild = (EditSettings(steps=20, eta=eta, upsample=False, guidance=1.0) for eta in (0.0, 0.9))
     still = list(variations(pipeline, [picture], 2, seed=5, settings=calm))
     moved = list(variations(pipeline, [picture], 2, seed=5, settings=wild))
-    assert torch.equal(pixels(still[0]), pixels(still[1]))
+    assert nearly_equal(pixels(still[0]), pixels(still[1]))
     assert not torch.equal(pixels(moved[0]), pixels(moved[1]))
     assert [one.seed for one in moved] == [5, 6]
     again = list(variations(pipeline, [picture], 2, seed=5, settings=wild))
@@ -139,7 +145,7 @@ def test_an_interpolation_ends_in_the_two_pictures(pipeline: DALLe2, picture: Im
 
 def test_fixed_noise_is_one_noise_for_all(pipeline: DALLe2, picture: Image.Image) -> None:
     made = list(interpolate(pipeline, picture, picture, 3, noise="fixed", seed=9, settings=QUICK))
-    assert torch.equal(pixels(made[0]), pixels(made[2]))
+    assert nearly_equal(pixels(made[0]), pixels(made[2]))
     assert {one.seed for one in made} == {9}
     with pytest.raises(UsageError, match="at least its 2 ends, got n = 1"):
         interpolate(pipeline, picture, picture, 1)

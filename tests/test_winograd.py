@@ -40,4 +40,5 @@ def test_a_picture_does_not_hang_on_its_batch() -> None:
     x, weight = drawn(3, 8, 12, 12).contiguous(memory_format=torch.channels_last), drawn(8, 8, 3, 3, seed=1)
     together = winograd.winograd(x, weight, None)
     assert together.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(together[1:2], winograd.winograd(x[1:2], weight, None))
+    # Matrices of another height may be multiplied by another kernel, which sums in another order.
+    torch.testing.assert_close(together[1:2], winograd.winograd(x[1:2], weight, None), rtol=0, atol=1e-5)

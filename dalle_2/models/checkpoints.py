@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -119,18 +120,20 @@ def read(path: str | Path, kind: str | None = None) -> Checkpoint:
 def shelved(path: str | Path, kind: str | None = None) -> Shelved:
     """The model of a file that may be built without its weights. It raises what `load_model` raises."""
 
-    def lean() -> nn.Module:
-        checkpoint = read(path, kind)
-        model = empty(lambda: build(checkpoint.kind, checkpoint.config, where=str(path)))
-        check_tensors(model, checkpoint.tensors, path)
-        model.provenance = checkpoint.provenance  # type: ignore[assignment]
-        return model.eval()
+    return Shelved(partial(_lean, path, kind), partial(_weights, path, kind))
 
-    def weights(model: nn.Module) -> dict[str, Tensor]:
-        tensors = read(path, kind).tensors
-        return {name: like(tensors[name].to(own.dtype), own) for name, own in model.state_dict().items()}
 
-    return Shelved(lean, weights)
+def _lean(path: str | Path, kind: str | None) -> nn.Module:
+    checkpoint = read(path, kind)
+    model = empty(lambda: _untrained(checkpoint.kind, checkpoint.config, where=str(path)))
+    check_tensors(model, checkpoint.tensors, path)
+    model.provenance = checkpoint.provenance  # type: ignore[assignment]
+    return model.eval()
+
+
+def _weights(path: str | Path, kind: str | None, model: nn.Module) -> dict[str, Tensor]:
+    tensors = read(path, kind).tensors
+    return {name: like(tensors[name].to(own.dtype), own) for name, own in model.state_dict().items()}
 
 
 def build(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Module:

@@ -189,12 +189,12 @@ class CLIP(MixedPrecision):
             raise UsageError(
                 f"got pictures of {x.shape[-1]} px, this CLIP reads {self.image_size} px: resize them first"
             )
-        with at_work(self.vision):
+        with at_work(self, self.vision):
             return self.centre_image(self.vision(x).float()).float()
 
     def encode_text(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         """Raw embeddings of token rows. Raises UsageError for rows longer than the context."""
-        with at_work(self.text):
+        with at_work(self, self.text):
             return self.centre_text(self.text(self.text.trimmed(tokens)).float()).float()
 
     def text_states(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l w"]:

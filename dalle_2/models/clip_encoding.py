@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_loading import Loaded, TextToTokens, load_clip
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.modes import evaluating
+from dalle_2.models.packed import Packed
 from dalle_2.models.rest import at_work, whole
 from dalle_2.published import DEFAULT_CLIP
 from dalle_2.text.tokenizer import Tokenizer
@@ -60,6 +61,10 @@ class CLIPEncoder:
             normalised=loaded.model.normalised if normalise is None else normalise,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy or another process: weights that lie in files are read from them there."""
+        return {**vars(self), "model": Packed(self.model, [self.model])}
+
     @property
     def dim(self) -> int:
         """How many numbers an embedding has."""
@@ -101,7 +106,7 @@ class CLIPEncoder:
         self, items: Sequence[T], encode: Callable[[Sequence[T]], Tensor], tower: str
     ) -> Float[Tensor, "n d"]:
         batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
-        with evaluating(self.model), at_work(self._tower(tower)):
+        with evaluating(self.model), at_work(self.model, self._tower(tower)):
             device = self._parameter(tower).device
             empty = torch.zeros(0, self.dim, dtype=torch.float32, device=device)
             with torch.autocast(device.type, enabled=False):  # the model has its own dtype

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from dalle_2.models.decoder import Decoder, require_eta
 from dalle_2.models.decoder_unet import DecoderUNet
 from dalle_2.models.diffusion import Diffusion
 from dalle_2.models.fit import Encoder, check_fit
+from dalle_2.models.packed import Packed
 from dalle_2.models.placement import choose_device, choose_dtype, lies_on
 from dalle_2.models.prior import Prior
 from dalle_2.models.prior_transformer import PriorTransformer
@@ -46,6 +47,7 @@ AUTOREGRESSIVE, PAINTER = "prior-ar", "decoder-inpaint"
 # Roles of parts beside the usual ones, and what their files hold.
 ALTERNATIVES = {AUTOREGRESSIVE: "autoregressive_prior", PAINTER: "decoder"}
 
+HOLDERS = ("_prior", "_decoder", "_upsamplers", "_alternatives")  # the attributes that hold parts
 PRIORS = ("prior", "autoregressive_prior")
 
 PriorName = Literal["diffusion", "ar"]
@@ -111,6 +113,34 @@ class Parts:
         self.low_memory, self.compiled = low_memory, compiled
         self.defaults = defaults or StageDefaults()
         self.name, self.fingerprint = name, fingerprint
+
+    # Copies, for other processes too
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Weights that lie in files are read from them by the copy; those that were given, or changed, go along."""
+        with making:
+            models = self._models()
+            places = {id(model): place for place, model in enumerate(models)}
+            held = {name: _each(vars(self)[name], lambda part: places.get(id(part), part)) for name in HOLDERS}
+            return {**vars(self), **held, "models": Packed(models, models)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        models = state["models"]
+        vars(self).update({name: value for name, value in state.items() if name != "models"})
+        for name in HOLDERS:  # where a model is to be, its place in the row stands
+            vars(self)[name] = _each(state[name], lambda part: models[part] if isinstance(part, int) else part)
+        for model in models:
+            self._compile(model)
+
+    def _models(self) -> list[nn.Module]:
+        """Those that have been made, or were given."""
+        held = (self._prior, self._decoder, *self._upsamplers, *self._alternatives.values())
+        return [part for part in held if isinstance(part, nn.Module)]
+
+    def __copy__(self) -> Self:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
 
     # Parts
 
@@ -256,10 +286,13 @@ class Parts:
             model = source.resting(self.device, kept=not self.low_memory)
         else:
             model = source().to(self.device)
+        self._compile(model)
+        return model.eval().requires_grad_(False)
+
+    def _compile(self, model: nn.Module) -> None:
         for network in model.modules() if self.compiled else ():
             if isinstance(network, DecoderUNet | PriorTransformer):
                 network.compile()
-        return model.eval().requires_grad_(False)
 
     @property
     def size(self) -> int:
@@ -362,6 +395,13 @@ class Parts:
         wrong = [name for values in given for name in values if name not in (*known, "upsampler")]
         if wrong:
             raise UsageError(f"this pipeline has no stage {wrong[0]!r}: its stages are {', '.join(known)}")
+
+
+def _each(held: Any, change: Callable[[Any], Any]) -> Any:
+    """The same with every part changed, whether it is one, a row of them, or parts by role."""
+    if isinstance(held, dict):
+        return {role: change(part) for role, part in held.items()}
+    return [change(part) for part in held] if isinstance(held, list) else change(held)
 
 
 def check_whole(pipeline: Parts) -> None:

@@ -30,12 +30,8 @@ class Shelved:
     @torch.inference_mode(False)  # so that it can learn
     def __call__(self) -> nn.Module:
         model = self.build()
-        _put(model, self.read(model))
+        _put(model, _well_placed(self.weights, model))
         return model
-
-    def read(self, model: nn.Module) -> Weights:
-        """The weights of the part, where kernels find them as they find any others."""
-        return aligned(self.weights(model))
 
     def resting(self, device: torch.device, *, kept: bool = False) -> nn.Module:
         """The part without weights, which are read when it first works and then kept, or else whenever it works.
@@ -44,23 +40,28 @@ class Shelved:
         """
         if device.type == "cuda" and not kept:
             return resting(self(), device)
-        model = self.build()
-        return resting(model, device, partial(self.read, model), kept=kept)
+        return _resting(self.build(), Rest(device, partial(_well_placed, self.weights), kept))
+
+
+def _well_placed(weights: Callable[[nn.Module], Weights], model: nn.Module) -> Weights:
+    """The weights of a part, where kernels find them as they find any others."""
+    return aligned(weights(model))
 
 
 class Rest:
     """Where a module's weights come from when it works: from `read`, else from where they rest. kept: for good.
 
-    away: while it works, what rests in their place.
+    away: while it works, what rests in their place. over: it has its weights for good.
     """
 
-    def __init__(self, device: torch.device, read: Callable[[], Weights] | None, kept: bool) -> None:
+    def __init__(self, device: torch.device, read: Callable[[nn.Module], Weights] | None, kept: bool) -> None:
         self.device, self.read, self.kept = device, read, kept
         self.away: Weights | None = None
+        self.over = False
 
     def weights(self, module: nn.Module) -> Weights:
         """Those to work with, on the device."""
-        weights = self.read() if self.read else _own(module)
+        weights = self.read(module) if self.read else _own(module)
         return {name: value.to(self.device) for name, value in weights.items()}
 
 
@@ -69,16 +70,20 @@ def resting(model: M, device: torch.device, read: Callable[[], Weights] | None =
 
     A part of it that rests by itself goes on to do so.
     """
-    if read is None:
+    return _resting(model, Rest(device, read and (lambda _: read()), kept))
+
+
+def _resting(model: M, rest: Rest) -> M:
+    if rest.read is None:
         weights = model.state_dict()
-        model.to(device)  # what is no weight, such as constants, stays there
+        model.to(rest.device)  # what is no weight, such as constants, stays there
         _put(model, weights)
     else:
         for part in model.modules():
             for name, constant in part.named_buffers(recurse=False):
                 if not constant.is_meta:
-                    setattr(part, name, constant.to(device))
-    model.rest = Rest(device, read, kept)  # type: ignore[assignment]
+                    setattr(part, name, constant.to(rest.device))
+    model.rest = rest  # type: ignore[assignment]
     return model
 
 
@@ -127,6 +132,12 @@ def _lay_down(module: nn.Module, end: Callable[[nn.Module], None]) -> None:
 
 
 def _rest(module: object) -> Rest | None:
+    rest = origin(module)
+    return None if rest is None or rest.over else rest
+
+
+def origin(module: object) -> Rest | None:
+    """Where a module has, or had, its weights from; None for one that never rested."""
     rest = getattr(module, "rest", None)
     return rest if isinstance(rest, Rest) else None
 
@@ -143,7 +154,7 @@ def _wake(module: nn.Module) -> None:
         weights, own = rest.weights(module), module.state_dict()
         _put(module, weights)
         if rest.kept:
-            del module.rest
+            rest.over = True
         else:
             rest.away = {name: own[name] for name in weights}
 

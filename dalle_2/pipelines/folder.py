@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dalle_2.errors import CheckpointError, UsageError
-from dalle_2.models.checkpoints import Stored, load_model, save_model, shelved
+from dalle_2.models.checkpoints import Stored, save_model, shelved
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
@@ -202,16 +202,12 @@ def _source(folder: Path, manifest: Manifest, role: str) -> Shelved:
     # A pipeline may have an autoregressive prior alone.
     kind = part.kind if role == "prior" and part.kind in PRIORS else ALTERNATIVES.get(role, role.partition("-")[0])
     stored = shelved(folder / str(part.file), kind)
-
-    def verified() -> nn.Module:
-        _verified(folder, part)
-        return stored.build()
-
-    return Shelved(verified, stored.weights)
+    return Shelved(partial(_built, folder, part, stored), stored.weights)
 
 
-def _load_part(folder: Path, part: Part, kind: str) -> nn.Module:
-    return load_model(_verified(folder, part), kind)
+def _built(folder: Path, part: Part, stored: Shelved) -> nn.Module:
+    _verified(folder, part)
+    return stored.build()
 
 
 def _encoder(folder: Path, manifest: Manifest, device: torch.device) -> CLIPEncoder:
@@ -220,7 +216,7 @@ def _encoder(folder: Path, manifest: Manifest, device: torch.device) -> CLIPEnco
         return CLIPEncoder(part.hub or f"{OPENCLIP}{part.openclip}", device=device)
     if "tokenizer" not in manifest.parts:
         raise CheckpointError(f"{folder / MANIFEST} names no tokenizer for its clip: the pipeline is not complete")
-    model = _load_part(folder, part, "clip")
+    model = shelved(_verified(folder, part), "clip").resting(device, kept=True)
     assert isinstance(model, CLIP)
     tokenizer = Tokenizer.from_file(_verified(folder, manifest.parts["tokenizer"]))
     return CLIPEncoder(model.requires_grad_(False), tokenizer=tokenizer, device=device)

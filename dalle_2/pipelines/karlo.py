@@ -109,6 +109,14 @@ class KarloParts:
         self.device = choose_device(self.placement.device)
         self.dtype = choose_dtype(self.placement.dtype, self.device, large=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy or another process: what was made of the files is made of them anew."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not isinstance(getattr(type(self), name, None), MadeOnce)
+        }
+
     def check(self) -> None:
         """Raises CheckpointError for what `load_karlo` refuses."""
         self.check_parts([name for name in CLASSES if name not in NOT_NEEDED], CLASSES)
