@@ -72,7 +72,7 @@ def test_clean_rows_of_any_dtype_are_learned_from(kind: str, dtype: torch.dtype,
 
 
 @stages
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_noised_rows_of_any_dtype_are_learned_from(
     kind: str, dtype: torch.dtype, models: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -84,8 +84,8 @@ def test_noised_rows_of_any_dtype_are_learned_from(
     assert trainer.train_step(in_dtype(noised, dtype)) == pytest.approx(expected, rel=0.02, abs=0.01)
 
 
-@pytest.mark.parametrize("kind", ["prior", "decoder", "upsampler"])
-@pytest.mark.parametrize("whole", WHOLE, ids=str)
+@pytest.mark.parametrize(("kind", "whole"), [*(("prior", whole) for whole in WHOLE), ("decoder", torch.uint8),
+                                           ("upsampler", torch.int32)])  # fmt: skip
 def test_timesteps_of_any_integer_dtype(kind: str, whole: torch.dtype, models: dict[str, Any], tmp_path: Path) -> None:
     model = copy.deepcopy(models[kind])
     noised = model.noised(pairs(kind), rig.generator())
@@ -95,7 +95,7 @@ def test_timesteps_of_any_integer_dtype(kind: str, whole: torch.dtype, models: d
 
 
 @stages
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_conditions_of_any_dtype_are_drawn_from(kind: str, dtype: torch.dtype, models: dict[str, Any]) -> None:
     rows = pairs(kind)
     # Rounded first, so that both see the very same numbers.
@@ -276,7 +276,7 @@ def test_a_pipeline_takes_tensors_of_any_dtype(pipeline: DALLe2, dtype: torch.dt
     assert pipeline.prior.sample(z_low, 2, seeds=[1, 2], guidance=2.0, negative=caption).dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("part", ["prior", "decoder", "upsampler", "clip"])
 def test_a_pipeline_draws_with_parts_of_any_dtype(pipeline: DALLe2, part: str, dtype: torch.dtype) -> None:
     expected = pipeline.generate(["a red circle"], 2, seeds=3)

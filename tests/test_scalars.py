@@ -42,6 +42,7 @@ NUMBERS: dict[str, tuple[Number, Number]] = {
     "arrays": (np.array, np.array),
 }
 numbers = pytest.mark.parametrize(("whole", "real"), NUMBERS.values(), ids=NUMBERS)
+some = pytest.mark.parametrize(("whole", "real"), [NUMBERS["numpy"], NUMBERS["tensors"]], ids=["numpy", "tensors"])
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def only_plain_values(made: Generation | Any) -> bool:
     return bool(values == made.metadata) and type(made.seed) is int
 
 
-@numbers
+@some
 def test_a_pipeline_takes_them(whole: Number, real: Number, pipeline: DALLe2) -> None:
     """All arguments that are numbers, by position and by name."""
     made = pipeline.generate(
@@ -96,7 +97,7 @@ def test_rows_of_seeds(rows: Any, pipeline: DALLe2) -> None:
     assert torch.equal(PictureNoise(seeds=rows, stage="a")((2, 3)), PictureNoise([3, 4], "a")((2, 3)))
 
 
-@numbers
+@some
 def test_edits_take_them_and_leave_plain_records(whole: Number, real: Number, pipeline: DALLe2, tmp_path: Path) -> None:
     image, few = picture(), EditSettings(steps=whole(2), eta=real(0.25), guidance=real(1.0))
     mask = Image.new("L", (32, 32))

@@ -45,9 +45,12 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,
 }
 surrounded = pytest.mark.parametrize("around", SURROUNDINGS.values(), ids=SURROUNDINGS)
-TELLING = ["default bfloat16", "default device", "autocast"]
-told = pytest.mark.parametrize("around", [SURROUNDINGS[name] for name in TELLING], ids=TELLING)
-stages = pytest.mark.parametrize("kind", rig.MODELS)
+# Every stage under what is most telling, and one under all.
+TELLING = ["default bfloat16", "default device", "inference mode"]
+CASES = [(kind, name) for kind in rig.MODELS for name in SURROUNDINGS if kind == "prior" or name in TELLING]
+staged = pytest.mark.parametrize(
+    ("kind", "around"), [(kind, SURROUNDINGS[name]) for kind, name in CASES], ids=map(" in ".join, CASES)
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_a_pipeline_draws_the_same_pictures(
     torch.testing.assert_close(again, expected, rtol=0, atol=1e-5)
 
 
-@told
+@pytest.mark.parametrize("around", [SURROUNDINGS[name] for name in ("default bfloat16", "autocast")])
 def test_edits_are_the_same(around: Callable[[], AbstractContextManager[Any]], drafting: DALLe2) -> None:
     mask = Image.new("L", (16, 16))
     mask.paste(255, (0, 8, 16, 16))
@@ -119,8 +122,7 @@ def test_samplers_take_the_same_steps(sampler: str, micro_pipeline: Path) -> Non
 # Building and reading
 
 
-@stages
-@surrounded
+@staged
 def test_what_is_built_there_learns_elsewhere(
     kind: str, around: Callable[[], AbstractContextManager[Any]], tmp_path: Path
 ) -> None:
@@ -150,8 +152,7 @@ def digits(dtype: torch.dtype) -> int:
     return dtype.itemsize
 
 
-@stages
-@surrounded
+@staged
 def test_what_is_read_there_is_in_float32_and_learns_elsewhere(
     kind: str, around: Callable[[], AbstractContextManager[Any]], tmp_path: Path
 ) -> None:
@@ -186,8 +187,7 @@ def batch(kind: str) -> dict[str, Tensor]:
     return rig.Pairs(16 if kind == "upsampler" else 8).batch(range(4))
 
 
-@stages
-@surrounded
+@staged
 def test_a_training_is_the_same(kind: str, around: Callable[[], AbstractContextManager[Any]], tmp_path: Path) -> None:
     """From its first step over a save to its last."""
     models, rows = [rig.MODELS[kind]() for _ in range(3)], loader(kind)
@@ -222,16 +222,13 @@ def test_a_training_step_of_rows_made_in_inference_mode(tmp_path: Path) -> None:
 
 
 def test_the_package_is_imported_and_draws_under_other_defaults(micro_pipeline: Path, tmp_path: Path) -> None:
-    """All modules in a process whose defaults were set first."""
+    """In a process whose defaults were set first."""
     code = f"""
-import pkgutil, sys, torch
+import torch
 torch.set_default_dtype(torch.bfloat16)
 torch.set_default_device("meta")
 torch.set_num_threads(1)
 import dalle_2
-for module in pkgutil.walk_packages(dalle_2.__path__, "dalle_2."):
-    if not module.name.endswith("__main__"):
-        __import__(module.name)
 pipeline = dalle_2.load({str(micro_pipeline)!r}, device="cpu", dtype="fp32")
 torch.save(pipeline.generate([{PROMPT!r}], 2, seeds=3), {str(tmp_path / "made.pt")!r})
 """

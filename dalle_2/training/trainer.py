@@ -159,6 +159,7 @@ class DALLe2Trainer:
             self.train_one_epoch(epoch_i)
         self.save()
 
+    @undisturbed
     def train_one_epoch(self, epoch_i: int) -> None:
         """One pass over the dataloader; after a resume, what is left of pass `epoch_i`."""
         stream = is_stream(self.dataloader)
@@ -166,6 +167,7 @@ class DALLe2Trainer:
         with stop_on_signals() as stop:
             self._loop(batches, None, stop)
 
+    @undisturbed
     def fit(self, images: int) -> None:
         """Trains until `images` images were seen, over as many passes as that takes; saves at the end."""
         if images <= self.images:
@@ -219,7 +221,6 @@ class DALLe2Trainer:
 
     # The loop
 
-    @undisturbed
     def _loop(self, batches: Iterator[Batch], until: int | None, stop: Stop) -> None:
         """The one long function: draw, step, report, preview, save."""
         self._check_place()
