@@ -22,7 +22,7 @@ def made(tmp_path: Path) -> Callable[..., str]:
 
     def dry(*arguments: str, **environment: str) -> str:
         command = ["make", "--dry-run", f"VENV={tmp_path / 'venv'}", *arguments]
-        clean = {"PATH": "/usr/bin:/bin", **environment}
+        clean = {"PATH": os.environ["PATH"], **environment}  # not what a make above says
         return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
 
     return dry
