@@ -16,9 +16,11 @@ from test_train_cli import Said, dalle2, minuscule, train
 from training_rig import Pairs, decoder, prior
 
 from dalle_2 import DALLe2, save
+from dalle_2.cached import home
 from dalle_2.cli.main import main
 from dalle_2.data.image_folder import ImageFolder
 from dalle_2.errors import UsageError
+from dalle_2.hub import _forget_cut_off
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.paths import atomic_path, clear_leftovers
 from dalle_2.presets import preset
@@ -237,6 +239,18 @@ def test_the_next_file_that_is_written_clears_its_folder(tmp_path: Path) -> None
     with atomic_path(tmp_path / "other.json") as path:
         path.write_text("{}")
     assert [path.name for path in tmp_path.iterdir()] == ["other.json"]
+
+
+def test_cut_off_downloads_that_nobody_goes_on_with_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    blobs = home("owner/name") / "blobs"
+    blobs.mkdir(parents=True)
+    for name in ("old.incomplete", "new.incomplete", "whole"):
+        (blobs / name).touch()
+    os.utime(blobs / "old.incomplete", (0, 0))
+    os.utime(blobs / "whole", (0, 0))
+    _forget_cut_off("owner/name")
+    assert sorted(path.name for path in blobs.iterdir()) == ["new.incomplete", "whole"]
 
 
 # Parts that fit

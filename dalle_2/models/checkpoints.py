@@ -125,8 +125,7 @@ def shelved(path: str | Path, kind: str | None = None) -> Shelved:
 
 def _lean(path: str | Path, kind: str | None) -> nn.Module:
     checkpoint = read(path, kind)
-    model = empty(lambda: _untrained(checkpoint.kind, checkpoint.config, where=str(path)))
-    check_tensors(model, checkpoint.tensors, path)
+    model = weightless(checkpoint, path)
     model.provenance = checkpoint.provenance  # type: ignore[assignment]
     return model.eval()
 
@@ -134,6 +133,13 @@ def _lean(path: str | Path, kind: str | None) -> nn.Module:
 def _weights(path: str | Path, kind: str | None, model: nn.Module) -> dict[str, Tensor]:
     tensors = read(path, kind).tensors
     return {name: like(tensors[name].to(own.dtype), own) for name, own in model.state_dict().items()}
+
+
+def weightless(checkpoint: Checkpoint, path: str | Path) -> nn.Module:
+    """A checkpoint's model without its weights. Raises CheckpointError if settings and tensors don't fit each other."""
+    model = empty(lambda: _untrained(checkpoint.kind, checkpoint.config, where=str(path)))
+    check_tensors(model, checkpoint.tensors, path)
+    return model
 
 
 def build(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Module:

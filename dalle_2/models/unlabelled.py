@@ -11,9 +11,8 @@ from torch import Tensor
 
 from dalle_2.config import Settings
 from dalle_2.errors import CheckpointError
-from dalle_2.models.checkpoints import KINDS, build
-from dalle_2.models.unfilled import empty
-from dalle_2.weights.checkpoint import Checkpoint, check_tensors
+from dalle_2.models.checkpoints import KINDS, weightless
+from dalle_2.weights.checkpoint import Checkpoint
 from dalle_2.weights.others import Found, found, without_first
 
 # A tensor that models of one kind have and others don't; upsamplers share a decoder's, and are said by the caller.
@@ -69,6 +68,8 @@ def _settings(kind: str, given: Mapping[str, Any] | None, tensors: Mapping[str, 
 
 def _sized(kind: str, settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Heads and timesteps leave no trace in a shape; the width of embeddings and the number of blocks do."""
+    if "sigma_data" in settings and "precondition.stray.weight" not in tensors:
+        settings = settings | {"sigma_data": None}
     if kind == "prior" and "null_text" in tensors:
         blocks = {int(match[1]) for name in tensors if (match := BLOCK.match(name))}
         return settings | {"dim": tensors["null_text"].shape[0], "depth": len(blocks)}
@@ -79,8 +80,7 @@ def _sized(kind: str, settings: dict[str, Any], tensors: Mapping[str, Tensor]) -
 
 def _check_fit(checkpoint: Checkpoint, path: Path, *, guessed: bool) -> None:
     try:
-        model = empty(lambda: build(checkpoint.kind, checkpoint.config, where=str(path)))
-        check_tensors(model, checkpoint.tensors, path)
+        weightless(checkpoint, path)
     except CheckpointError as error:
         settings = "the default settings, as it has none of its own" if guessed else "the settings beside them"
         raise CheckpointError(
