@@ -69,7 +69,7 @@ TINY_TRAINING = [
 ]  # fmt: skip
 
 
-# train --dry-run is left out: kernels without memory, which count models of any size, are Python that the compiler wraps.
+# Not train --dry-run: the kernels without memory that it counts with are Python, which the compiler wraps.
 def test_no_command_and_no_kind_of_model_loads_the_compiler(micro_pipeline: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(tmp_path / "picture.png")
     Image.fromarray(np.tri(32, dtype=np.uint8) * 255).save(tmp_path / "mask.png")
