@@ -117,6 +117,19 @@ def test_a_loader_of_rows_in_float64_trains(kind: str, tmp_path: Path) -> None:
     assert rig.all_finite(rig.weights(trainer.model))
 
 
+def test_a_centred_clip_learns_from_one_row_and_its_statistics_stay(models: dict[str, Any]) -> None:
+    """One row has no variance; what ran along so far stands in for it."""
+    model = copy.deepcopy(models["clip"]).train()
+    model.loss(pairs("clip"))
+    before = rig.weights(model)
+    row = {name: value[:1] for name, value in pairs("clip").items()}
+    model.loss(row)["loss"].backward()
+    rig.assert_same(rig.weights(model), before)
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+    embedded = model.encode_image(row["image"])
+    torch.testing.assert_close(embedded, model.eval().encode_image(row["image"]))
+
+
 def test_x_t_made_by_hand_from_the_noise_table_trains(tmp_path: Path) -> None:
     """As the slides draw it: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps."""
     model = rig.prior()
