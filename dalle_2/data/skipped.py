@@ -68,7 +68,7 @@ class Marks:
     """
 
     def __init__(self, count: int) -> None:
-        self._codes = torch.zeros(count, dtype=torch.uint8)
+        self._codes = torch.zeros(count, dtype=torch.uint8, device="cpu")
         with suppress(RuntimeError):  # a system without shared memory, where a DataLoader has no processes either
             self._codes.share_memory_()  # type: ignore[no-untyped-call]
 

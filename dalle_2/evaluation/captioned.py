@@ -145,7 +145,7 @@ def _measured(
 ) -> Measured:  # fmt: skip
     captions = [caption for _, caption in said]
     own, true = (z.drawn * z.caption).sum(-1).tolist(), (z.true * z.caption).sum(-1).tolist()
-    others = torch.tensor([[a != b for b in captions] for a in captions])
+    others = torch.tensor([[a != b for b in captions] for a in captions], dtype=torch.bool, device="cpu")
     shuffled = [row[of].mean().item() for row, of in zip(z.drawn @ z.caption.T, others, strict=True) if of.any()]
     of = "image" if settings.embeddings == "image" else "text"
     if settings.embeddings == "prior" and pipeline._planned_first_prior(settings.prior) is not None:
@@ -161,7 +161,7 @@ def _measured(
 
 
 def _mean(values: Sequence[float]) -> Mean:
-    x = torch.tensor(values, dtype=torch.float64)
+    x = torch.tensor(values, dtype=torch.float64, device="cpu")
     reach = Z * x.std().item() / math.sqrt(len(x)) if len(x) > 1 else 0.0
     return Mean(x.mean().item(), x.mean().item() - reach, x.mean().item() + reach)
 

@@ -103,7 +103,8 @@ class Diffusion(MixedPrecision):
 
         Raises UsageError for other shapes, and for timesteps outside 0 ... T-1.
         """
-        given = torch.as_tensor(t_emb, device=self.device)
+        given = t_emb if isinstance(t_emb, Tensor) else torch.tensor(t_emb, dtype=torch.float32, device="cpu")
+        given = given.to(self.device)
         if given.ndim == 2 and given.shape[1] == self.time.dim and len(given) in (1, rows):
             return given.expand(rows, -1)
         if given.ndim > 2 or (given.ndim == 2 and given.shape[1] != 1) or given.numel() not in (1, rows):

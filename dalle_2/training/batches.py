@@ -55,7 +55,8 @@ def fitted(model: nn.Module, batch: Batch) -> Batch:
     shapes = row_shapes(model)
     if shapes:
         dtype = next(model.parameters()).dtype
-        batch = {name: _in_form(name, value, dtype) if name in shapes else value for name, value in batch.items()}
+        ours = shapes.keys() | set(PICTURES)  # loaders may hand pictures to a prior, too
+        batch = {name: _in_form(name, value, dtype) if name in ours else value for name, value in batch.items()}
         rows = next((len(value) for name, value in batch.items() if name in shapes), rows_of(batch))
         batch = {name: value for name, value in batch.items() if name in shapes or len(value) == rows}
         _check_shapes(model, batch, {name: (rows, *shape) for name, shape in shapes.items()})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_2.models.layers.text_transformer import TextConfig
+from dalle_2.sampling.noise import normal, whole_numbers
 from dalle_2.training.dry_run import DryRun, untrained
 from dalle_2.training.progress import minutes
 from dalle_2.training.recipe import Recipe
@@ -59,20 +60,25 @@ def _seconds(recipe: Recipe, run: DryRun, device: str) -> float | None:
 def made_up(model: nn.Module, rows: int) -> dict[str, Tensor]:
     """Clean pairs of the shapes that a model learns from, and of no meaning."""
     config: Any = model.config
+    generator = torch.Generator().manual_seed(0)
     if model.kind == "clip":
         side = config.vision.image_size
-        return {"image": torch.rand(rows, 3, side, side) * 2 - 1, "tokens": _tokens(config.text, rows)}
-    words = {"tokens": _tokens(config.caption, rows)} if getattr(config, "caption", None) else {}
+        return {"image": _pictures(rows, side, generator), "tokens": _tokens(config.text, rows, generator)}
+    words = {"tokens": _tokens(config.caption, rows, generator)} if getattr(config, "caption", None) else {}
     space: Any = getattr(model, "space", None)
     dim = space.dim if space is not None else 1
-    z = {name: F.normalize(torch.randn(rows, dim), dim=-1) for name in ("z_img", "z_txt")}
+    z = {name: F.normalize(normal((rows, dim), generator), dim=-1) for name in ("z_img", "z_txt")}
     if "image_size" not in type(config).model_fields:
         return {**z, **words}
     side = getattr(config, "crop", None) or config.image_size
-    return {**z, **words, "image": torch.rand(rows, 3, side, side) * 2 - 1}
+    return {**z, **words, "image": _pictures(rows, side, generator)}
 
 
-def _tokens(text: TextConfig, rows: int) -> Tensor:
-    tokens = torch.randint(3, text.vocab_size, (rows, text.context_length))
+def _pictures(rows: int, side: int, generator: torch.Generator) -> Tensor:
+    return normal((rows, 3, side, side), generator).clamp(-1, 1)
+
+
+def _tokens(text: TextConfig, rows: int, generator: torch.Generator) -> Tensor:
+    tokens = whole_numbers(text.vocab_size - 3, (rows, text.context_length), generator) + 3
     tokens[:, -1] = text.eos_id
     return tokens
