@@ -77,8 +77,8 @@ def our_decoder(
     from dalle_2.models.decoder import Decoder, DecoderConfig
     from dalle_2.models.decoder_unet import DecoderUNetConfig
 
-    wide = {"channels": 128, "multiples": (1, 2), "attention": (1,), "patch": 2, "t_dim": 832}
-    theirs = {"channels": 64, "multiples": (1, 2, 3, 4), "attention": (3,), "t_dim": 256}
+    wide = {"channels": 128, "multiples": (1, 2), "attention": (1,), "patch": 2, "t_dim": 832, "head_channels": 64}
+    theirs = {"channels": 64, "multiples": (1, 2, 3, 4), "attention": (3,), "t_dim": 256, "head_channels": 64}
     unet = DecoderUNetConfig(blocks=2, z_dim=dim, **(theirs if same else wide))  # type: ignore[arg-type]
     config = DecoderConfig(image_size=image_size, unet=unet, space=space, drop=DROP, sigma_data=None)
     return our_side(Decoder(config=config))

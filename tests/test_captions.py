@@ -111,7 +111,7 @@ def test_a_caption_that_is_dropped_is_as_if_there_were_none() -> None:
 
 @torch.no_grad()
 def test_a_prior_without_a_caption_reads_none() -> None:
-    model, z = reading_prior(), noise(3, DIM, seed=1)
+    model, z = reading_prior(sigma_data=None), noise(3, DIM, seed=1)
     x, t = noise(3, DIM, seed=2), torch.full((3,), 9)
     silent = model.denoiser(z, guidance=1.0)(x, t).x_0
     emptied = model.network(

@@ -139,7 +139,7 @@ def test_decoder_unet(decoder: Decoder) -> None:
     x_t, (z_img, t_emb) = torch.randn(B, 3, 8, 16), torch.randn(2, B, 512).unbind(0)
     assert isinstance(decoder.network, DecoderUNet)
     assert decoder.network(x_t, z_img, t_emb).shape == (B, 3, 8, 16)
-    with torch.device("meta"):  # a hundred million weights, not filled
+    with torch.device("meta"):  # not filled
         assert DecoderUNet().config == decoder.network.config
 
 

@@ -38,7 +38,7 @@ def test_the_loss_is_the_mean_square_against_the_picture_after_noise_on_the_embe
 
 def test_an_untrained_decoder_says_what_its_draft_says() -> None:
     """Diffusion starts from the draft instead of from nothing."""
-    model, z = drafting(guidance=1.0), noise(2, DIM)
+    model, z = drafting(guidance=1.0, sigma_data=None), noise(2, DIM)
     x_t, t = noise(2, 3, 8, 8, seed=1), torch.tensor([40, 3])
     with torch.no_grad():
         drawn = model.draft(model.space.to_model(z))

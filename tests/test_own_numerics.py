@@ -15,6 +15,7 @@ LEARNED = {
     ("models/clip.py", "torch.tensor(math.log(config.logit_scale))"),
     ("models/decoder_unet.py", "torch.zeros(config.z_dim)"),
     ("models/layers/init.py", "torch.empty(shape)"),
+    ("models/preconditioning.py", "torch.zeros(KNOTS)"),
     ("models/prior.py", "torch.zeros(config.dim)"),
 }
 # What is moved to a module's device with it, where the module says so.

@@ -13,7 +13,7 @@ from torch import Tensor
 from dalle_2.errors import UsageError
 from dalle_2.models.captions import caption_conditions
 from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
-from dalle_2.models.diffusion import Batch, Bound, Diffusion, DiffusionConfig, require, unit_space
+from dalle_2.models.diffusion import Batch, Bound, Diffusion, DiffusionConfig, require, settled, unit_space
 from dalle_2.models.draft import Draft, DraftConfig
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
@@ -104,14 +104,31 @@ class Known:
 
 
 class Decoder(Diffusion):
-    """Diffusion over pictures, conditioned on image embeddings (DALL·E 2 paper, section 2.1)."""
+    """Diffusion over pictures, conditioned on image embeddings (DALL·E 2 paper, section 2.1).
+
+    T, target, image_size, unet: of `DecoderConfig`, which has the rest and may be given whole as `config`. The U-Net is
+    small unless it is told otherwise: `Decoder(1000, unet=DecoderUNetConfig.large())` has a hundred million weights.
+
+    Pictures, and so `x_0` and the data in `x_t`, lie in [-1, 1]. Embeddings come in as CLIP gives them; without a
+    `space` of their own they are normalised, so that their length is of no matter.
+
+    Raises ConfigError for settings that can't be, UsageError for some that contradict `config`.
+    """
 
     kind = "decoder"
 
     @plain_numbers
     @buildable
-    def __init__(self, T: int = 1000, *, config: DecoderConfig | None = None) -> None:
-        config = config or DecoderConfig(T=T)
+    def __init__(
+        self,
+        T: int | None = None,
+        *,
+        target: str | None = None,
+        image_size: int | None = None,
+        unet: DecoderUNetConfig | None = None,
+        config: DecoderConfig | None = None,
+    ) -> None:
+        config = settled(DecoderConfig, T, config, target=target, image_size=image_size, unet=unet)
         super().__init__(config, config.unet.t_dim)
         self.config = config
         self.space = config.space or unit_space(config.unet.z_dim)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_2.config import Settings
+from dalle_2.config import Settings, parse
 from dalle_2.errors import UsageError
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.hybrid_loss import VARIATIONAL_WEIGHT, variational_bound
@@ -25,6 +25,7 @@ from dalle_2.sampling.noise_scheduler import NoiseScheduler, timesteps_of
 from dalle_2.sampling.spacing import Spacing
 
 Batch = dict[str, Tensor]
+C = TypeVar("C", bound="DiffusionConfig")
 
 
 class DiffusionConfig(Settings):
@@ -72,7 +73,7 @@ class Diffusion(MixedPrecision):
         self.settings = config
         self.noise_scheduler = NoiseScheduler(config.T, schedule=config.schedule)
         self.time = time_embedder(config, t_dim, self.noise_scheduler)
-        self.precondition = preconditioning(config, t_dim)
+        self.precondition = preconditioning(config)
         self.target: Target = config.target
         if config.eps_mean_square is not None:
             self.eps_mean_square = torch.tensor(config.eps_mean_square, dtype=torch.float64, device="cpu")
@@ -227,11 +228,27 @@ def time_embedder(config: DiffusionConfig, t_dim: int, noise_scheduler: NoiseSch
     return TimestepEmbedder(t_dim, sinusoid=config.sinusoid, noise_scheduler=level)
 
 
-def preconditioning(config: DiffusionConfig, t_dim: int) -> Preconditioning | None:
+def preconditioning(config: DiffusionConfig) -> Preconditioning | None:
     """What completes the network's answer, where the settings want it."""
     if config.sigma_data is None:
         return None
-    return Preconditioning(config.target, config.sigma_data, t_dim, variance=config.learned_variance)
+    return Preconditioning(config.target, config.sigma_data, variance=config.learned_variance)
+
+
+def settled(cls: type[C], T: int | None, config: C | None, **changes: Any) -> C:
+    """A model's settings from what its constructor was given: all of them as `config`, or those that were named.
+
+    Raises ConfigError for values that can't be, UsageError for some that contradict `config`.
+    """
+    given = {name: value for name, value in {"T": T, **changes}.items() if value is not None}
+    if config is None:
+        return parse(cls, given)
+    for name, value in given.items():
+        if getattr(config, name) != value:
+            raise UsageError(
+                f"got {name}={value!r} beside a config that says {getattr(config, name)!r}: set it in the config alone"
+            )
+    return config
 
 
 class Bound:

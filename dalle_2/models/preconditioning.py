@@ -9,8 +9,8 @@ off x_t, in units of one size at every timestep:
     c_skip = sqrt(alpha_bar) sigma^2 / D,  D = alpha_bar sigma^2 + 1 - alpha_bar
 
 EDM takes for sigma the standard deviation of all data. But what counts is how far data stray around what the network
-knows of them from its condition: the more it knows, the less x_t is to be believed. So sigma begins at that deviation,
-and is learned from the time embedding.
+knows of them from its condition: the more it knows, the less x_t is to be believed. So sigma begins at that deviation
+and is learned, at every level of noise by itself.
 """
 
 import math
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_2.errors import UsageError
-from dalle_2.models.layers.init import zeroed
 from dalle_2.sampling.denoiser import Target
 from dalle_2.sampling.noise_scheduler import per_row
 
 ROUNDING = 0.03  # what bfloat16 leaves of the 1 that the two squares make
+KNOTS = 16  # levels of noise at which sigma is learned, evenly in the angle whose sine the noise is
+GAIN = 10.0  # so that its logarithm, a single number, learns as fast as the network's answer
 SMALLEST = 1e-3  # of sigma; below row 0 of any table, where x_t is as good as clean
 
 Row = Float[Tensor, "b"]
@@ -34,16 +35,16 @@ Row = Float[Tensor, "b"]
 class Preconditioning(nn.Module):
     """Makes the whole target of a network's answer. t_emb must be that of an embedder which knows the noise table.
 
-    sigma: standard deviation of clean data around their mean. t_dim: length of t_emb. variance: whether the answer has
-    twice the channels, the second half being a learned variance, which stays as it is.
+    sigma: standard deviation of clean data around their mean. variance: whether the answer has twice the channels, the
+    second half being a learned variance, which stays as it is.
     """
 
     in_float32 = True
 
-    def __init__(self, target: Target, sigma: float, t_dim: int, *, variance: bool = False) -> None:
+    def __init__(self, target: Target, sigma: float, *, variance: bool = False) -> None:
         super().__init__()
         self.target, self.sigma_data, self.variance = target, sigma, variance
-        self.stray = zeroed(nn.Linear(t_dim, 1))
+        self.stray = nn.Parameter(torch.zeros(KNOTS))
 
     def forward(
         self,
@@ -58,18 +59,19 @@ class Preconditioning(nn.Module):
         """
         with torch.autocast(x_t.device.type, enabled=False):
             said, *variance = answer.chunk(2, dim=1) if self.variance else (answer,)
-            whole = self._whole(said, x_t, t_emb, mean).to(x_t.dtype)
+            whole = self._whole(said, x_t, level_of(t_emb), mean).to(x_t.dtype)
             return torch.cat([whole, *(part.to(whole) for part in variance)], dim=1) if variance else whole
 
-    def sigma(self, t_emb: Float[Tensor, "b e"]) -> Row:
-        """How far clean data stray around what the network knows of them at these timesteps."""
-        stray = F.linear(t_emb.float(), self.stray.weight.float(), self.stray.bias.float())[:, 0]
-        return (stray + math.log(self.sigma_data)).clamp(math.log(SMALLEST), math.log(self.sigma_data) + 2).exp()
+    def sigma(self, angle: Row) -> Row:
+        """How far clean data stray around what the network knows of them; between two knots its logarithm is linear."""
+        place = angle / (math.pi / 2) * (KNOTS - 1)
+        near = (1 - (place[:, None] - torch.arange(KNOTS, device=place.device)).abs()).clamp(min=0)
+        logarithm = math.log(self.sigma_data) + GAIN * (near @ self.stray.float())
+        return logarithm.clamp(math.log(SMALLEST), math.log(self.sigma_data) + 2).exp()
 
-    def _whole(self, said: Tensor, x_t: Tensor, t_emb: Tensor, mean: Tensor | None) -> Tensor:
+    def _whole(self, said: Tensor, x_t: Tensor, angle: Row, mean: Tensor | None) -> Tensor:
         wide = torch.promote_types(x_t.dtype, torch.float32)
-        signal, noise = level_of(t_emb)
-        a, s, sigma = (per_row(row, x_t, wide) for row in (signal, noise, self.sigma(t_emb)))
+        a, s, sigma = (per_row(row, x_t, wide) for row in (angle.cos(), angle.sin(), self.sigma(angle)))
         center = 0.0 if mean is None else mean.to(wide)
         rest, spread = x_t.to(wide) - a * center, (a * sigma).square() + s.square()
         said = said.to(wide) * ((self.sigma_data * s).square() + (a * sigma.square()).square()).sqrt() / spread
@@ -91,9 +93,8 @@ def beside_level(side: Float[Tensor, "b e"]) -> Float[Tensor, "b e"]:
     return F.pad(side[:, :-2], (0, 2))
 
 
-def level_of(t_emb: Float[Tensor, "b e"]) -> tuple[Row, Row]:
-    """sqrt(alpha_bar) and sqrt(1 - alpha_bar) as `with_level` left them, by way of their angle, which keeps the digits
-    of the smaller one in any dtype.
+def level_of(t_emb: Float[Tensor, "b e"]) -> Row:
+    """The angle whose cosine and sine `with_level` left: it keeps the digits of the smaller one in any dtype.
 
     Raises UsageError for a t_emb that holds none.
     """
@@ -105,5 +106,4 @@ def level_of(t_emb: Float[Tensor, "b e"]) -> tuple[Row, Row]:
                 "t_emb doesn't say how noisy x_t is: make it with the model's own time(t), or give the timesteps t "
                 "themselves in its place"
             )
-    angle = torch.atan2(noise, signal)
-    return angle.cos(), angle.sin()
+    return torch.atan2(noise, signal)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dalle_2.models.captions import Caption, caption_conditions, repeated
-from dalle_2.models.diffusion import Batch, Bound, Diffusion, DiffusionConfig, require, unit_space
+from dalle_2.models.diffusion import Batch, Bound, Diffusion, DiffusionConfig, require, settled, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
 from dalle_2.models.layers.text_transformer import TextConfig, TextTransformer
 from dalle_2.models.once import Once
@@ -65,14 +65,34 @@ class PriorConfig(DiffusionConfig):
 
 
 class Prior(Diffusion):
-    """Diffusion over image embeddings, conditioned on text embeddings (DALL·E 2 paper, section 2.2)."""
+    """Diffusion over image embeddings, conditioned on text embeddings (DALL·E 2 paper, section 2.2).
+
+    T, target, dim, width, depth, heads: of `PriorConfig`, which has the rest and may be given whole as `config`.
+
+    Embeddings come in, and are drawn, as CLIP gives them; without a `space` of their own they are normalised, so that
+    their length is of no matter. `x_t`, `eps` and `x_0` of a noised batch and of `forward` live in the space that
+    `prior.space.to_model(z_img)` leads to, where each of the `dim` numbers has a standard deviation of about 1:
+    normalised embeddings times sqrt(dim), 22.6 for 512. Noise of standard deviation 1 drowns embeddings of length 1.
+
+    Raises ConfigError for settings that can't be, UsageError for some that contradict `config`.
+    """
 
     kind = "prior"
 
     @plain_numbers
     @buildable
-    def __init__(self, T: int = 1000, *, config: PriorConfig | None = None) -> None:
-        config = config or PriorConfig(T=T)
+    def __init__(
+        self,
+        T: int | None = None,
+        *,
+        target: str | None = None,
+        dim: int | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        config: PriorConfig | None = None,
+    ) -> None:
+        config = settled(PriorConfig, T, config, target=target, dim=dim, width=width, depth=depth, heads=heads)
         super().__init__(config, config.width)
         self.config = config
         self.space = config.space or unit_space(config.dim)

@@ -68,7 +68,7 @@ def _settings(kind: str, given: Mapping[str, Any] | None, tensors: Mapping[str, 
 
 def _sized(kind: str, settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Heads and timesteps leave no trace in a shape; the width of embeddings and the number of blocks do."""
-    if "sigma_data" in settings and "precondition.stray.weight" not in tensors:
+    if "sigma_data" in settings and "precondition.stray" not in tensors:
         settings = settings | {"sigma_data": None}
     if kind == "prior" and "null_text" in tensors:
         blocks = {int(match[1]) for name in tensors if (match := BLOCK.match(name))}

@@ -22,6 +22,7 @@ from dalle_2.models.diffusion import (
     DiffusionConfig,
     preconditioning,
     require,
+    settled,
     time_embedder,
     unit_space,
 )
@@ -43,7 +44,12 @@ TILES_AT_ONCE = 4  # on a GPU
 # maps are in memory at a time.
 MAP_ON_CPU, MAP_ON_GPU = 2**25, 2**28
 
-PAPER_UNET = DecoderUNetConfig(channels=192, attention=(), middle_attention=False, low_res_channels=3)
+SMALL_UNET = DecoderUNetConfig(
+    channels=64, multiples=(1, 2, 4), blocks=1, attention=(), middle_attention=False, patch=4, low_res_channels=3
+)
+PAPER_UNET = DecoderUNetConfig(
+    channels=192, multiples=(1, 2, 3, 4), blocks=2, attention=(), middle_attention=False, low_res_channels=3
+)
 
 
 class UpsamplerConfig(DiffusionConfig):
@@ -74,7 +80,7 @@ class UpsamplerConfig(DiffusionConfig):
     noise_level: int = Field(default=0, ge=0)
     antialiased: bool = False
     last: bool = False
-    unet: DecoderUNetConfig = PAPER_UNET
+    unet: DecoderUNetConfig = SMALL_UNET
     space: EmbeddingSpace | None = None
 
     @model_validator(mode="after")
@@ -111,14 +117,31 @@ class UpsamplerConfig(DiffusionConfig):
 
 
 class Upsampler(Diffusion):
-    """Diffusion over large pictures, conditioned on a small one and on its image embedding."""
+    """Diffusion over large pictures, conditioned on a small one and on its image embedding.
+
+    T, target, image_size, low_res_size, unet: of `UpsamplerConfig`, which has the rest and may be given whole as
+    `config`. The U-Net is small unless it is told otherwise; `PAPER_UNET` is one of the paper's size.
+
+    Raises ConfigError for settings that can't be, UsageError for some that contradict `config`.
+    """
 
     kind = "upsampler"
 
     @plain_numbers
     @buildable
-    def __init__(self, T: int = 1000, *, config: UpsamplerConfig | None = None) -> None:
-        config = config or UpsamplerConfig(T=T)
+    def __init__(
+        self,
+        T: int | None = None,
+        *,
+        target: str | None = None,
+        image_size: int | None = None,
+        low_res_size: int | None = None,
+        unet: DecoderUNetConfig | None = None,
+        config: UpsamplerConfig | None = None,
+    ) -> None:
+        config = settled(
+            UpsamplerConfig, T, config, target=target, image_size=image_size, low_res_size=low_res_size, unet=unet
+        )
         super().__init__(config, config.unet.t_dim)
         self.config = config
         self.space = (config.space or unit_space(config.unet.z_dim)) if config.unet.z_dim else None
@@ -408,7 +431,7 @@ class LastStep(nn.Module):
     def __init__(self, config: UpsamplerConfig, noise_scheduler: NoiseScheduler) -> None:
         super().__init__()
         self.time = time_embedder(config, config.unet.t_dim, noise_scheduler)
-        self.precondition = preconditioning(config, config.unet.t_dim)
+        self.precondition = preconditioning(config)
         self.network = DecoderUNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(
