@@ -22,7 +22,7 @@ from dalle_2.pipelines.find import DEFAULT, check_draws, find_pipeline, holds_gl
 from dalle_2.pipelines.folder import load
 from dalle_2.pipelines.glide import load_glide
 from dalle_2.scalars import plain_numbers
-from dalle_2.text.prompts import check_prompts
+from dalle_2.text.prompts import Prompts, check_prompts
 
 SEEDS = 2**32
 # Settings that only an unCLIP has a use for.
@@ -33,7 +33,7 @@ UNCLIP = (
 
 @plain_numbers
 def generate(
-    prompts: Sequence[str],
+    prompts: Prompts,
     pipeline: str | os.PathLike[str] | DALLe2 | Glide = DEFAULT,
     *,
     n: int = 1,

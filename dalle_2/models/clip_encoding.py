@@ -1,6 +1,6 @@
 """The one door through which prompts and pictures become CLIP embeddings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from dalle_2.models.modes import evaluating
 from dalle_2.models.packed import Packed
 from dalle_2.models.rest import at_work, whole
 from dalle_2.published import DEFAULT_CLIP
+from dalle_2.text.prompts import Prompts, listed_prompts
 from dalle_2.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -70,15 +71,23 @@ class CLIPEncoder:
         """How many numbers an embedding has."""
         return self.space.dim
 
-    def encode_text(self, prompts: list[str]) -> Float[Tensor, "n d"]:
-        """One embedding a prompt, (N, dim). An empty prompt is a prompt; an empty list gives (0, dim)."""
-        if isinstance(prompts, str):
-            raise UsageError("encode_text takes a list of prompts, got one string: put it into a list")
-        return self._in_batches(prompts, lambda some: self.model.encode_text(self._tokens(some)), "text")
+    def encode_text(self, prompts: Prompts | Any) -> Float[Tensor, "n d"]:
+        """One embedding a prompt, (N, dim). An empty prompt is a prompt; an empty list gives (0, dim).
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """One embedding a picture, (N, dim), of its central square; resized bicubically with antialiasing."""
-        return self._in_batches(images, lambda some: self.model.encode_image(self._pixels(some)), "vision")
+        prompts: strings, or lists of the words of each; one string is one prompt. Raises UsageError for others.
+        """
+        listed = listed_prompts(prompts)
+        if wrong := [prompt for prompt in listed if not isinstance(prompt, str)]:
+            raise UsageError(f"a prompt is a string or a list of its words, got {_named(wrong[0])}: write it as one")
+        return self._in_batches(listed, lambda some: self.model.encode_text(self._tokens(some)), "text")
+
+    def encode_images(self, images: Image.Image | Sequence[Image.Image] | Any) -> Float[Tensor, "n d"]:
+        """One embedding a picture, (N, dim), of its central square; resized bicubically with antialiasing.
+
+        images: PIL pictures, or one. Raises UsageError for others.
+        """
+        listed = listed_pictures(images)
+        return self._in_batches(listed, lambda some: self.model.encode_image(self._pixels(some)), "vision")
 
     def to(self, device: torch.device | str) -> "CLIPEncoder":
         """Moves the model, and returns this encoder."""
@@ -111,6 +120,19 @@ class CLIPEncoder:
             empty = torch.zeros(0, self.dim, dtype=torch.float32, device=device)
             with torch.autocast(device.type, enabled=False):  # the model has its own dtype
                 return self.space.finish(torch.cat([empty, *(encode(batch).float() for batch in batches)]))
+
+
+def listed_pictures(images: Any) -> list[Image.Image]:
+    """PIL pictures as a list; a lone one counts as one. Raises UsageError for anything else."""
+    several = isinstance(images, Iterable) and not isinstance(images, Image.Image | str)
+    listed: list[Any] = list(images) if several else [images]
+    if wrong := [image for image in listed if not isinstance(image, Image.Image)]:
+        raise UsageError(f"pictures are PIL images, got {_named(wrong[0])}: open it with PIL.Image.open or fromarray")
+    return listed
+
+
+def _named(given: Any) -> str:
+    return repr(given) if isinstance(given, str | int | float | None) else f"a {type(given).__name__}"
 
 
 def _loaded(model: CLIP | str | Path, tokenizer: TextToTokens | None) -> Loaded:

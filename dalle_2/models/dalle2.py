@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from einops import rearrange
@@ -16,6 +16,7 @@ from dalle_2.models.allocation import freed_at_once
 from dalle_2.models.autoregressive_prior import AutoregressivePrior, TokenStep
 from dalle_2.models.candidates import best, scores
 from dalle_2.models.captions import Caption
+from dalle_2.models.clip_encoding import listed_pictures
 from dalle_2.models.decoder import Known
 from dalle_2.models.fit import check_fit, check_reads, check_sizes, check_width
 from dalle_2.models.layers.text_transformer import TextTransformer
@@ -39,7 +40,7 @@ from dalle_2.sampling.inversion import invert
 from dalle_2.sampling.options import TokenOptions
 from dalle_2.sampling.sampler import Step
 from dalle_2.scalars import plain_numbers
-from dalle_2.text.prompts import check_prompts, negative_rows
+from dalle_2.text.prompts import Prompts, check_prompts, listed_prompts, negative_rows
 
 REFINED = 1  # fixed-point iterations a step of inversion: without them the way back ends beside the picture
 
@@ -53,7 +54,7 @@ class DALLe2(Parts):
     @plain_numbers
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Prompts,
         steps: int | None = None,
         eta: float = 0.0,
         *,
@@ -149,7 +150,7 @@ class DALLe2(Parts):
     @plain_numbers
     def embed(
         self,
-        prompts: Sequence[str],
+        prompts: Prompts,
         steps: int | None = None,
         eta: float = 0.0,
         *,
@@ -318,9 +319,9 @@ class DALLe2(Parts):
             x = self._enlarged(name, stages[name], x, z, run, rows, on_step, whole=whole)
         return x
 
-    def _encode_text(self, prompts: list[str]) -> Float[Tensor, "n d"]:
+    def _encode_text(self, prompts: Prompts | Any) -> Float[Tensor, "n d"]:
         """Text embeddings of prompts, in the space that CLIP gives them."""
-        return self.clip_encoder.encode_text(list(prompts)).float().to(self.device)
+        return self.clip_encoder.encode_text(listed_prompts(prompts)).float().to(self.device)
 
     def _captions(self, prompts: Sequence[str]) -> Caption:
         """Prompts as the stages read them: their embeddings and, where a stage reads words, their tokens."""
@@ -334,9 +335,9 @@ class DALLe2(Parts):
             check_reads(self.clip_encoder, "pipeline", reader.config)
         return self.clip_encoder.tokenizer(prompts).to(self.device) if readers else None  # type: ignore[attr-defined]
 
-    def _encode_images(self, images: list[Image.Image]) -> Float[Tensor, "n d"]:
+    def _encode_images(self, images: Image.Image | Sequence[Image.Image] | Any) -> Float[Tensor, "n d"]:
         """Image embeddings of pictures, in the space that CLIP gives them."""
-        return self.clip_encoder.encode_images(list(images)).float().to(self.device)
+        return self.clip_encoder.encode_images(listed_pictures(images)).float().to(self.device)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         """What the decoder draws pictures like these from: CLIP's embeddings of them.

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle_2.errors import UsageError
 from dalle_2.sampling.denoiser import Denoised, Denoiser
@@ -78,12 +78,12 @@ class Sampler(ABC):
     @plain_numbers
     def sample(
         self,
-        model: DiffusionModel,
-        z_cond: Shaped[Tensor, "b *condition"],
-        output_shape: Sequence[int],
-        steps: int,
-        *,
+        model: DiffusionModel | Any,
+        z_cond: Shaped[Tensor, "b *condition"] | Any,
+        output_shape: Sequence[int] | Any,
+        steps: int | Any,
         eta: float = 0.0,
+        *,
         spacing: Spacing | None = None,
         start: Float[Tensor, "b *shape"] | None = None,
         timesteps: Sequence[float] | None = None,
@@ -100,9 +100,11 @@ class Sampler(ABC):
         default new seeds from PyTorch's global generator. guidance: handed to
         `model.denoiser(z_cond, guidance=...)` where given. on_step: called after every step.
 
-        Raises UsageError for a model with another noise table, steps outside 1 ... T, an eta that the sampler
-        doesn't take, rows that don't fit z_cond, and a model without what the sampler needs of it.
+        Raises UsageError for a bare network and for arguments in another order, for a model with another noise
+        table, steps outside 1 ... T, an eta that the sampler doesn't take, rows that don't fit z_cond, and a
+        model without what the sampler needs of it.
         """
+        _check_call(model, z_cond, output_shape, steps)
         self.check(model, eta)
         _check_rows(z_cond, output_shape, start)
         noise = _noise(len(z_cond), getattr(model, "kind", "sample"), seeds, generators)
@@ -212,6 +214,27 @@ def _noise(
     if generators is not None:
         return PictureNoise.from_generators(generators)
     return PictureNoise.fresh(rows, stage) if seeds is None else PictureNoise(seeds, stage)
+
+
+def _check_call(model: Any, z_cond: Any, output_shape: Any, steps: Any) -> None:
+    """Refuses what is no such argument at all, naming the order they come in."""
+    if isinstance(model, nn.Module) and not isinstance(model, DiffusionModel):
+        raise UsageError(
+            f"a {type(model).__name__} is a bare network, which says neither what it predicts nor at which noise: "
+            "give a Prior or Decoder around it, or anything with a noise_scheduler and denoiser(z_cond)"
+        )
+    whole = isinstance(output_shape, Sequence) and all(hasattr(side, "__index__") for side in output_shape)
+    for name, given, right, wanted in (
+        ("model", model, isinstance(model, DiffusionModel), "a Prior, a Decoder or the like"),
+        ("z_cond", z_cond, isinstance(z_cond, Tensor), "a tensor of a row for each result"),
+        ("output_shape", output_shape, whole, "a tuple such as (2, 512)"),
+        ("steps", steps, hasattr(steps, "__index__") and not isinstance(steps, Tensor), "a whole number"),
+    ):
+        if not right:
+            raise UsageError(
+                f"{name} must be {wanted}, got a {type(given).__name__}: "
+                "the order is sample(model, z_cond, output_shape, steps)"
+            )
 
 
 def _check_rows(z_cond: Tensor, output_shape: Sequence[int], start: Tensor | None) -> None:

@@ -1,21 +1,38 @@
 """What a prompt must be before any work is done on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dalle_2.errors import UsageError
 
+Prompts = str | Sequence[str] | Sequence[Sequence[str]]
+
 MAX_CHARACTERS = 10_000  # a picture's own metadata, where prompts are kept, holds little more
 
 
-def check_prompts(prompts: Sequence[str], called: str = "prompt") -> list[str]:
-    """The prompts as a list; a lone string counts as one. called: what a message calls one of them.
+def listed_prompts(prompts: Prompts | Any) -> list[Any]:
+    """The prompts as a list of strings: a lone string counts as one, and a prompt may be a list of its words.
+
+    What is neither is left in it as it came.
+    """
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+    return [_joined(prompt) for prompt in (prompts if several else [prompts])]
+
+
+def _joined(prompt: Any) -> Any:
+    """A prompt's words as one string."""
+    words = isinstance(prompt, list | tuple) and all(isinstance(word, str) for word in prompt)
+    return " ".join(prompt) if words else prompt
+
+
+def check_prompts(prompts: Prompts, called: str = "prompt") -> list[str]:
+    """The prompts as `listed_prompts` gives them. called: what a message calls one of them.
 
     A byte order mark at an end of one, which came along from some file, is no part of it.
 
     Raises UsageError for none at all, and for one that is empty, too long, or no valid text.
     """
-    listed = [_unmarked(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+    listed = [_unmarked(prompt) for prompt in listed_prompts(prompts)]
     if not listed:
         raise UsageError(f"there is no {called}: {_cure(called)}")
     for number, prompt in enumerate(listed, start=1):
