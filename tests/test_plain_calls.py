@@ -55,7 +55,7 @@ def test_what_is_no_prompt_is_refused(given: Any, encoder: CLIPEncoder) -> None:
 
 @pytest.mark.parametrize("given", ["cat.png", ["cat.png"], torch.zeros(2, 3, 8, 8), [np.zeros((8, 8, 3))], 3])
 def test_what_is_no_picture_is_refused(given: Any, encoder: CLIPEncoder) -> None:
-    with pytest.raises(UsageError, match="pictures are PIL images, got .*: open it with"):
+    with pytest.raises(UsageError, match="expected a PIL picture, got .*: dalle_2.images has open_image"):
         encoder.encode_images(given)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dalle_2.errors import UsageError
-from dalle_2.images import from_pil
+from dalle_2.images import check_picture, from_pil
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_loading import Loaded, TextToTokens, load_clip
 from dalle_2.models.embedding_space import EmbeddingSpace
@@ -78,7 +78,7 @@ class CLIPEncoder:
         """
         listed = listed_prompts(prompts)
         if wrong := [prompt for prompt in listed if not isinstance(prompt, str)]:
-            raise UsageError(f"a prompt is a string or a list of its words, got {_named(wrong[0])}: write it as one")
+            raise UsageError(f"a prompt is a string or a list of its words, got {wrong[0]!r}: write it as one")
         return self._in_batches(listed, lambda some: self.model.encode_text(self._tokens(some)), "text")
 
     def encode_images(self, images: Image.Image | Sequence[Image.Image] | Any) -> Float[Tensor, "n d"]:
@@ -126,13 +126,9 @@ def listed_pictures(images: Any) -> list[Image.Image]:
     """PIL pictures as a list; a lone one counts as one. Raises UsageError for anything else."""
     several = isinstance(images, Iterable) and not isinstance(images, Image.Image | str)
     listed: list[Any] = list(images) if several else [images]
-    if wrong := [image for image in listed if not isinstance(image, Image.Image)]:
-        raise UsageError(f"pictures are PIL images, got {_named(wrong[0])}: open it with PIL.Image.open or fromarray")
+    for image in listed:
+        check_picture(image)
     return listed
-
-
-def _named(given: Any) -> str:
-    return repr(given) if isinstance(given, str | int | float | None) else f"a {type(given).__name__}"
 
 
 def _loaded(model: CLIP | str | Path, tokenizer: TextToTokens | None) -> Loaded:
