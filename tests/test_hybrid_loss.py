@@ -82,9 +82,11 @@ def test_the_hybrid_loss_is_the_simple_one_plus_the_bound(target: str) -> None:
     assert bool(out.isfinite().all())
 
 
-def test_the_bound_falls_when_the_variance_learns() -> None:
+@pytest.mark.parametrize(("sigma_data", "left"), [(None, 0.7), (0.5, 0.9)])
+def test_the_bound_falls_when_the_variance_learns(sigma_data: float | None, left: float) -> None:
+    """Where x_t already says the best linear guess, an untrained network is closer to what can be reached."""
     torch.manual_seed(0)
-    model = learning()
+    model = learning(sigma_data=sigma_data)
     batch = {"z_img": noise(16, DIM), "image": noise(16, 3, 8, 8, seed=1).clamp(-1, 1)}
     asked = model.noised(batch, generator())
     before = float(model.loss(asked)["bits"])
@@ -93,7 +95,7 @@ def test_the_bound_falls_when_the_variance_learns() -> None:
         optimizer.zero_grad()
         model.loss(model.noised(batch, generator(step)))["loss"].backward()
         optimizer.step()
-    assert float(model.loss(asked)["bits"]) < 0.7 * before
+    assert float(model.loss(asked)["bits"]) < left * before
 
 
 @torch.no_grad()
