@@ -291,7 +291,7 @@ def test_an_upsampler_learns_from_degraded_pictures() -> None:
     batch = model.noised({"z_img": noise(8, DIM), "image": noise(8, 3, 32, 32).clamp(-1, 1)}, generator())
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(16):
         loss = model.loss(batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
