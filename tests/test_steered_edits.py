@@ -36,7 +36,8 @@ def pipeline(micro_pipeline: Path) -> DALLe2:
     plain = dalle_2.load(micro_pipeline, device="cpu")
     draft = {"image_size": SIZE, "z_dim": 16, "width": 16, "depth": 1, "channels": 8}
     unet = {"low_res_channels": 3, "carry": True, "z_dim": 16}
-    drawing = awake(decoder(unet, image_size=SIZE, draft=draft, steps=2)).eval()
+    # As the shipped one; which weights `awake` gives the draft depends on what else there is.
+    drawing = awake(decoder(unet, image_size=SIZE, draft=draft, steps=2, sigma_data=None)).eval()
     return DALLe2(plain.prior, drawing, plain.clip_encoder, device="cpu")
 
 
