@@ -97,7 +97,9 @@ def test_weights_that_were_changed_go_along(micro_pipeline: Path) -> None:
         assert torch.equal(drawn(way(pipeline)), wanted)
     assert carried(pipeline, pickle.dumps(pipeline)) == {"decoder"}
     pipeline.decoder.half()
-    assert {value.dtype for value in by_pickle(pipeline).decoder.parameters()} == {torch.float16}
+    kinds = [[value.dtype for value in one.decoder.parameters()] for one in (pipeline, by_pickle(pipeline))]
+    assert kinds[0] == kinds[1]
+    assert torch.float16 in kinds[0]
 
 
 def test_weights_whose_files_have_gone_go_along(micro_pipeline: Path, tmp_path: Path) -> None:
