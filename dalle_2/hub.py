@@ -20,6 +20,7 @@ from dalle_2.errors import CheckpointError, HubError
 from dalle_2.json_file import read_object
 from dalle_2.paths import accepted_licences, atomic_write_text, hub_cache, is_disk_full
 from dalle_2.published import Published, published_as
+from dalle_2.terminal import on_one_line, returning
 
 SETTINGS = ("*.json", "*.txt", "README.md")
 SUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 of git, SHA-256 of large files
@@ -165,10 +166,10 @@ def _download(repo: str, commit: str, file: File, blob: Path) -> None:
     if _size(part) > file.size:
         part.unlink()
     if _size(part) < file.size or not file.size:
-        with part.open("ab") as stream:
+        with part.open("ab") as stream, returning():
             http_get(
                 hf_hub_url(repo, file.name, revision=commit), stream, resume_size=_size(part), expected_size=file.size,
-                headers=build_hf_headers(), displayed_filename=file.name,
+                headers=build_hf_headers(), displayed_filename=on_one_line(file.name),
             )  # fmt: skip
     if _sum_of(part, file) != file.sum:
         part.unlink()

@@ -19,6 +19,7 @@ from dalle_2.cli.stopwatch import begin
 from dalle_2.cli.streams import show_what_can_be_shown
 from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.paths import is_disk_full
+from dalle_2.terminal import STANDARD_OUTPUT, let_go_of_output, plain_streams
 from dalle_2.threads import wait_asleep
 from dalle_2.training.interrupt import TERMINATED, Terminated, unwound_on_sigterm
 
@@ -99,17 +100,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     show_what_can_be_shown()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    with plain_streams():
+        return _run(arguments or ["--help"], debug)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
     try:
         with unwound_on_sigterm():
-            # Without typer's own handling, so that every error has one form and one place.
-            status = typer.main.get_command(app).main(arguments or ["--help"], "dalle2", standalone_mode=False)
+            # Without typer's own handling, so that every error has one form and one place; and without its thinning out
+            # of codes in what goes to a file, where they are written out as on a terminal.
+            status = typer.main.get_command(app).main(arguments, "dalle2", standalone_mode=False, color=True)
+            sys.stdout.flush()
     except Terminated as end:
         status = end.code
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except BrokenPipeError:
+        let_go_of_output()
         return 1
     except Exception as error:
+        if getattr(error, "filename", None) == STANDARD_OUTPUT:
+            let_go_of_output()
         if debug:
             traceback.print_exc()
         sentence, status = _verdict(error)

@@ -18,6 +18,7 @@ from dalle_2.paths import shipped_pipelines
 from dalle_2.pipelines.find import HUB_ID, known_pipelines
 from dalle_2.pipelines.manifest import Manifest, read_manifest
 from dalle_2.published import PUBLISHED, published_as
+from dalle_2.terminal import on_one_line
 
 
 class ListByDefault(TyperGroup):
@@ -155,7 +156,8 @@ def _lacking(repo: str | None) -> str:
 
 def _as_text(row: dict[str, Any]) -> str:
     size = f"{row['gigabytes']:.1f} GB" if row["gigabytes"] >= 1 else f"{1000 * row['gigabytes']:.0f} MB"
-    return f"{row['name']:<18} {size:>7}  {row['licence']:<22}  {row['state']}\n    {row['does']}\n    {row['where']}"
+    name, does, where = (on_one_line(row[key]) for key in ("name", "does", "where"))
+    return f"{name:<18} {size:>7}  {row['licence']:<22}  {row['state']}\n    {does}\n    {where}"
 
 
 def _repository(name: str) -> str:

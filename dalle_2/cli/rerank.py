@@ -10,6 +10,7 @@ from dalle_2.cli.stage_progress import loading
 from dalle_2.cli.stopwatch import Stopwatch
 from dalle_2.cli.streams import say_json
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
+from dalle_2.terminal import on_one_line
 from dalle_2.text.prompts import check_prompts
 
 
@@ -45,4 +46,4 @@ def rerank(
         if as_json:
             say_json({"file": str(picture), "clip": round(cosine, 4)})
         else:
-            typer.echo(f"{cosine:.4f}  {picture}")
+            typer.echo(f"{cosine:.4f}  {on_one_line(str(picture))}")

@@ -9,6 +9,7 @@ import typer
 from dalle_2.cli.streams import say_json
 from dalle_2.errors import DataError
 from dalle_2.metadata import read_metadata
+from dalle_2.terminal import on_one_line
 
 
 def show(
@@ -23,7 +24,7 @@ def show(
         if as_json:
             say_json({"file": str(picture), **metadata})
         else:
-            typer.echo(f"{picture}\n{_table(metadata)}")
+            typer.echo(f"{on_one_line(str(picture))}\n{_table(metadata)}")
 
 
 def _metadata(picture: Path) -> dict[str, Any]:
@@ -36,8 +37,9 @@ def _metadata(picture: Path) -> dict[str, Any]:
 
 
 def _table(metadata: dict[str, Any]) -> str:
-    width = max(map(len, metadata), default=0)
-    return "\n".join(f"  {key:<{width}}  {_plain(value)}" for key, value in metadata.items())
+    rows = [(on_one_line(key), on_one_line(_plain(value))) for key, value in metadata.items()]
+    width = max((len(key) for key, _ in rows), default=0)
+    return "\n".join(f"  {key:<{width}}  {value}" for key, value in rows)
 
 
 def _plain(value: Any) -> str:

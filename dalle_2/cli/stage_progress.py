@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, Self
 
 from dalle_2.cli.stopwatch import Stopwatch
+from dalle_2.terminal import beneath, may_move, on_one_line
 
 
 class StageProgress:
@@ -39,12 +40,11 @@ class Bars(StageProgress):
 
     def __init__(self, totals: Mapping[str, int], watch: Stopwatch) -> None:
         super().__init__(watch)
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-        name = TextColumn("{task.description:<13}")
-        columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True))
+        from dalle_2.bars import bars, named
+
+        self._progress = bars(named(13), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._tasks = {
             stage: self._progress.add_task(stage, total=total, start=False) for stage, total in totals.items()
         }
@@ -113,14 +113,14 @@ class WarmUps(StageProgress):
 @contextmanager
 def loading(name: str, watch: Stopwatch, *, quiet: bool) -> Iterator[None]:
     """A word on a terminal while torch and the weights are read, which takes seconds; it goes when that is done."""
-    shown = not quiet and sys.stderr.isatty()
-    if shown:
-        print(f"loading {name} ...", end="", file=sys.stderr, flush=True)
+    screen = beneath(sys.stderr) if not quiet and may_move(sys.stderr) else None
+    if screen:
+        print(f"loading {on_one_line(name)} ...", end="", file=screen, flush=True)
     try:
         yield
     finally:
-        if shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        if screen:
+            print("\r\033[K", end="", file=screen, flush=True)
         watch.lap("loading")
 
 
@@ -130,5 +130,5 @@ def stage_progress(
     """Bars where a person watches, lines where a file does."""
     if quiet:
         return StageProgress(watch)
-    shown = Bars(totals, watch) if sys.stderr.isatty() else Lines(watch)
+    shown = Bars(totals, watch) if may_move(sys.stderr) else Lines(watch)
     return WarmUps(shown) if compiled else shown

@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from dalle_2.terminal import json_shown
+
 
 def show_what_can_be_shown() -> None:
     """From now on the standard streams write a character that they don't have as an escape, such as \\xe9.
@@ -21,7 +23,7 @@ def show_what_can_be_shown() -> None:
 
 def say_json(record: Mapping[str, Any]) -> None:
     """One line of JSON on the standard output; in ASCII where the stream can't say it all, so that it stays JSON."""
-    line = json.dumps(record, ensure_ascii=False)
+    line = json_shown(json.dumps(record, ensure_ascii=False))
     typer.echo(line if _can_say(line) else json.dumps(record))
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dalle_2.errors import UsageError
+from dalle_2.terminal import json_shown
 from dalle_2.training.stages import STAGES
 
 WHAT = (
@@ -65,7 +66,7 @@ def train(
     if names and names[0] in PAPER:  # one column of the paper's table
         stages = (PAPER[names[0]].stage,)
     if show:
-        typer.echo(recipe.model_dump_json(indent=2))
+        typer.echo(json_shown(recipe.model_dump_json(indent=2)))
         return
     if dry_run:
         typer.echo(estimated(recipe, stages, hardware, devices, device))

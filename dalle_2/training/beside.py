@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from dalle_2.errors import Dalle2Error
+from dalle_2.terminal import plain_streams
 from dalle_2.threads import children_wait_asleep
 from dalle_2.training.interrupt import TERMINATED, Terminated, stop_on_signals, unwound_on_sigterm
 
@@ -106,7 +107,7 @@ def _work(sender: Connection, work: Callable[..., object], arguments: tuple[Any,
 
     threading.Thread(target=_outlive_no_parent, daemon=True).start()
     try:
-        with unwound_on_sigterm():
+        with plain_streams(), unwound_on_sigterm():
             work(tell, *arguments)
     except BaseException as error:
         tell(_End(_sendable(error)))

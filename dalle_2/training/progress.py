@@ -9,7 +9,9 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from dalle_2.bars import bars, named
 from dalle_2.errors import UsageError
+from dalle_2.terminal import may_move
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -124,7 +126,7 @@ class Bar:
     """A live bar with images/s, loss and the time left; bars `below` one another share the screen."""
 
     def __init__(self, console: Console | None = None, *, below: "Bar | None" = None) -> None:
-        self._progress: Progress = below._progress if below else _screen(console or Console(stderr=True))
+        self._progress: Progress = below._progress if below else _screen(console)
         self._running: set[Bar] = below._running if below else set()
         self._task: TaskID | None = None
         self._rate = Rate()
@@ -154,14 +156,14 @@ class Bar:
         return Bar(below=self)
 
 
-def _screen(console: Console) -> Progress:
-    """Where bars are drawn."""
+def _screen(console: Console | None) -> Progress:
+    """Where bars are drawn: the standard error, unless another console is given."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        named(), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:.0f} images/s{task.fields[loss]}"), TimeRemainingColumn(),
         TextColumn("{task.fields[whole]}"),
     )  # fmt: skip
-    return Progress(*columns, console=console)
+    return bars(*columns, console=console)
 
 
 class Lines:
@@ -204,7 +206,7 @@ def reporter(*, quiet: bool = False) -> Reporter:
     """A bar where a person watches, lines where a file does."""
     if quiet:
         return Silent()
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar() if may_move(sys.stderr) else Lines()
 
 
 def _goal(total: int | None) -> str:
