@@ -30,10 +30,7 @@ def place(source: Path) -> Path | None:
     """Where copies of a folder's weights are kept; None where none are wished, or nobody's home is known."""
     if os.environ.get(SWITCH) == "0" or _unwished.get():
         return None
-    try:
-        return kept_weights(source)
-    except RuntimeError:
-        return None
+    return kept_weights(source)
 
 
 def copies() -> dict[Path, int]:
@@ -55,12 +52,13 @@ def forget() -> int:
 
 
 def _folders() -> list[Path]:
-    return sorted(path for path in kept_weights().glob("*") if path.is_dir() and not path.is_symlink())
+    home = kept_weights()
+    return sorted(path for path in home.glob("*") if path.is_dir() and not path.is_symlink()) if home else []
 
 
 def _files(folder: Path) -> dict[Path, int]:
     sizes = {}
-    for path in folder.iterdir():
+    for path in folder.glob("*"):  # of a folder that may not be read it finds none
         with suppress(OSError):  # it may have got its name, or gone, in the meantime
             if NAME.fullmatch(path.name) and not path.is_symlink():
                 sizes[path] = path.stat().st_size

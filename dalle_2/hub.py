@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from dalle_2.cached import PICKLED, SAFE, cached, home, read_forms
 from dalle_2.errors import CheckpointError, HubError
 from dalle_2.json_file import read_object
-from dalle_2.paths import accepted_licences, atomic_write_text, hub_cache, is_disk_full
+from dalle_2.paths import NO_HOME, accepted_licences, atomic_write_text, homeless, hub_cache, is_disk_full
 from dalle_2.published import Published, published_as
 from dalle_2.terminal import on_one_line, returning
 
@@ -26,6 +26,8 @@ SETTINGS = ("*.json", "*.txt", "README.md")
 SUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # SHA-1 of git, SHA-256 of large files
 SECONDS = 20  # to wait for the list of files
 STALE = 86_400  # seconds after which nobody goes on with a download of other files than these
+
+_accepted_now = set[str]()  # by this process
 
 
 class File(NamedTuple):
@@ -48,16 +50,30 @@ def to_accept(repo: str) -> Published | None:
 
 
 def accept(row: Published) -> None:
-    """Remembers that this user has accepted the licence of some weights."""
-    names = sorted({*_accepted(), row.licence.name})
-    atomic_write_text(accepted_licences(), json.dumps({"accepted": names}, indent=1) + "\n")
+    """Remembers that this user has accepted the licence of some weights; for this process only where there is no place
+    for it."""
+    if not _noted(sorted({*_accepted(), row.licence.name})):
+        _accepted_now.add(row.licence.name)
 
 
-def _accepted() -> list[str]:
+def _noted(names: list[str]) -> bool:
+    """Whether the names could be written down: a user may have no home, or one that is read only."""
+    place = accepted_licences()
     try:
-        return list(read_object(accepted_licences(), "").get("accepted", []))
+        if place is not None:
+            atomic_write_text(place, json.dumps({"accepted": names}, indent=1) + "\n")
+    except OSError:
+        return False
+    return place is not None
+
+
+def _accepted() -> set[str]:
+    place = accepted_licences()
+    try:
+        noted = read_object(place, "").get("accepted") if place is not None else None
     except CheckpointError:  # there is none yet, or it is damaged: the licence is shown once more
-        return []
+        noted = None
+    return _accepted_now | {name for name in noted or () if isinstance(name, str)}
 
 
 # What is fetched
@@ -83,6 +99,11 @@ def fetch(repo: str) -> Path:
     is there. Raises HubError for a licence that nobody has accepted, a hub or a repository that can't be reached, a
     file that isn't what the hub says, and a full disk.
     """
+    if homeless():
+        raise HubError(
+            f"{repo} isn't here, and would be kept in a home folder, but {NO_HOME}: set HOME, or HF_HOME to a folder "
+            "for downloads"
+        )
     if (row := to_accept(repo)) is not None:
         raise HubError(
             f"{repo} is under a licence that must be accepted before a first download, {row.licence.name} "
@@ -209,6 +230,11 @@ def _sentence(repo: str, error: Exception) -> str:
         return (
             f"the disk of the hub cache {hub_cache()} filled up while {repo} was fetched: make room and run the same "
             "command again, which goes on from there"
+        )
+    if isinstance(error, PermissionError):
+        return (
+            f"{repo} isn't here, and nothing may be written into the hub cache {hub_cache()}: name another folder as "
+            "HF_HUB_CACHE"
         )
     lacks = f"{repo} isn't in the hub cache {hub_cache()}, or not all of it, and"
     if isinstance(error, GatedRepoError):

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from dalle_2.errors import UsageError
+
 # What a user makes goes beside them, not into the package.
 GENERATIONS = Path("generations")
 TRAINED_MODELS = Path("trained_models")
@@ -20,12 +22,25 @@ TRAINED_MODELS = Path("trained_models")
 # A file that is being written, by which process: `atomic_path`; and a folder, see `pipelines.folder.save`.
 _WRITING = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}(\.\w+)?|\.saving-(\d+)-\w+")
 _BEGAN = time.time()
+NO_HOME = "this user has none (no HOME, and no entry in the system's list of users)"
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:
-    """The path with "~" as somebody's home folder; a name that only looks like it, "~draft.png", stays a name."""
-    return Path(os.path.expanduser(path))
+    """The path with "~" as somebody's home folder; a name that only looks like it, "~draft.png", stays a name.
+
+    Raises UsageError where nobody's home is known, as for a user whom only a container's command line names.
+    """
+    found = Path(os.path.expanduser(path))
+    if _of_nobody(found):
+        raise UsageError(f"{path} lies in a home folder, and {NO_HOME}: set HOME, or name a folder without ~")
+    return found
+
+
+def _of_nobody(path: Path) -> bool:
+    """Whether a path still begins with the home of a user who has none."""
+    return path.parts[:1] == ("~",)
 
 
 def quoted(path: str | os.PathLike[str], system: str = os.name) -> str:
@@ -139,20 +154,30 @@ def shipped_pipelines() -> Path:
 
 
 def hub_cache() -> Path:
-    """Where the Hugging Face hub keeps its downloads, by the hub's own rules, without importing it."""
+    """Where the Hugging Face hub keeps its downloads, by the hub's own rules, without importing it.
+
+    Where nobody's home is known it begins with "~", and nothing should be written there: see `homeless`.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     hub = Path(os.environ.get("HF_HOME") or home) / "hub"
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(named or hub).expanduser()
+    return Path(os.path.expanduser(named or hub))
 
 
-def kept_weights(folder: Path | None = None) -> Path:
+def homeless() -> bool:
+    """Whether the hub's cache would lie in the home of a user who has none."""
+    return _of_nobody(hub_cache())
+
+
+def kept_weights(folder: Path | None = None) -> Path | None:
     """Where copies of changed weights are kept: all of them, or those of one folder's weights.
 
-    What the hub's cache has of one repository has one place, so that newer copies replace older ones. Raises
-    RuntimeError where nobody's home is known.
+    What the hub's cache has of one repository has one place, so that newer copies replace older ones. None where
+    nobody's home is known.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dalle_2" / "weights"
+    home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "dalle_2" / "weights"
+    if _of_nobody(home):
+        return None
     if folder is None:
         return home
     place = Path(os.path.realpath(folder))
@@ -160,9 +185,10 @@ def kept_weights(folder: Path | None = None) -> Path:
     return home / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
 
 
-def accepted_licences() -> Path:
-    """The file that says which licences of published weights this user has accepted."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "dalle_2" / "accepted-licences.json"
+def accepted_licences() -> Path | None:
+    """The file that says which licences of published weights this user has accepted; None where no home is known."""
+    home = Path(os.path.expanduser(os.environ.get("XDG_CONFIG_HOME") or "~/.config"))
+    return None if _of_nobody(home) else home / "dalle_2" / "accepted-licences.json"
 
 
 def _sync(path: Path) -> None:

@@ -25,7 +25,7 @@ import typer
 from dalle_2 import machine, threads
 from dalle_2.cached import cached_clip
 from dalle_2.errors import CheckpointError
-from dalle_2.paths import hub_cache, shipped_pipelines
+from dalle_2.paths import NO_HOME, homeless, hub_cache, shipped_pipelines
 from dalle_2.published import DEFAULT_CLIP
 
 OPTIONAL = (
@@ -93,6 +93,7 @@ def examine() -> Report:
         *find_thread_faults(torch.get("threads"), os.environ.get("OMP_NUM_THREADS")),
         *find_spinning(os.environ),
         *find_low_space(disk),
+        *find_no_home(),
         *find_pipeline_faults(sections["shipped pipelines"]),
     ]
     return Report(sections, findings)
@@ -393,6 +394,15 @@ def find_low_space(disk: Section) -> Iterator[Finding]:
                 yield Finding("trap", f"{what}; data loading workers may die with a bus error", cure)
         elif gigabytes < 1:
             yield Finding("trap", what, "free some space, or write elsewhere")
+
+
+def find_no_home() -> Iterator[Finding]:
+    """A user of whom the system knows no home folder, as containers start processes."""
+    if homeless():
+        yield Finding(
+            "trap", f"downloads are kept in a home folder, and {NO_HOME}",
+            "set HOME to a folder that may be written, or HF_HOME and XDG_CACHE_HOME",
+        )  # fmt: skip
 
 
 def find_pipeline_faults(pipelines: Section) -> Iterator[Finding]:

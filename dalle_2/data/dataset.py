@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -24,6 +23,7 @@ from dalle_2.data.image_folder import ImageFolder
 from dalle_2.data.shapes import Shapes
 from dalle_2.data.skipped import Skipping, SkipReport
 from dalle_2.errors import DataError, UsageError
+from dalle_2.paths import at_home
 
 DATASETS: dict[str, type[AbsDataset]] = {"shapes": Shapes, "folder": ImageFolder}
 
@@ -46,7 +46,7 @@ def load_dataset(
     options = dict(options or {})
     if text in DATASETS and text != "folder":
         return _build(DATASETS[text], {**options, "size": size})
-    if text.startswith("folder:") or "://" in text or Path(text).expanduser().exists():
+    if text.startswith("folder:") or "://" in text or at_home(text).exists():
         return _build(ImageFolder, {**options, "root": text.removeprefix("folder:"), "size": size})
     close = get_close_matches(text, DATASETS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"name a folder of pictures, or {', '.join(DATASETS)}"

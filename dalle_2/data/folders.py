@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from dalle_2.errors import DataError, MissingExtra
+from dalle_2.paths import at_home
 
 
 class Unreachable(DataError):
@@ -199,7 +200,7 @@ def open_folder(root: str | os.PathLike[str], *, follow_links: bool = False) -> 
         return LocalFolder(Path(text.removeprefix("file://")), follow_links=follow_links)
     if "://" in text:
         return RemoteFolder(text)
-    return LocalFolder(Path(text).expanduser(), follow_links=follow_links)
+    return LocalFolder(at_home(text), follow_links=follow_links)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
