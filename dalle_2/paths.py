@@ -43,6 +43,16 @@ def _of_nobody(path: Path) -> bool:
     return path.parts[:1] == ("~",)
 
 
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names another place than this machine's disks: s3://bucket, of which a `Path` keeps one slash."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)) is not None
+
+
+def shortened(name: str, most: int = 100) -> str:
+    """The beginning of a file's name that takes at most so many bytes, which systems count; a letter may have four."""
+    return os.fsencode(name)[:most].decode("utf-8", "ignore")
+
+
 def quoted(path: str | os.PathLike[str], system: str = os.name) -> str:
     """A path as a command that somebody copies into a shell needs it: in quotes where it holds a space or the like.
 
@@ -67,7 +77,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_once(target.parent)
-    temporary = target.with_name(f".{target.stem[:100]}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(f".{shortened(target.stem)}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
     try:
         mode = _mode_of_new(temporary)
         yield temporary

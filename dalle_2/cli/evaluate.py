@@ -75,9 +75,9 @@ def evaluate(
     from dalle_2.data.shapes import EVALUATION_SEED
     from dalle_2.evaluation.evaluate import QUESTIONS, Settings, sheet, table
     from dalle_2.evaluation.evaluate import evaluate as run
-    from dalle_2.inference.saving import require_place
     from dalle_2.paths import atomic_path, atomic_write_text
     from dalle_2.pipelines.folder import load
+    from dalle_2.place import require_place
 
     settings = Settings(
         n=n, seed=EVALUATION_SEED if seed is None else seed, embeddings=embeddings,  # type: ignore[arg-type]

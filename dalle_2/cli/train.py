@@ -72,9 +72,9 @@ def train(
         typer.echo(estimated(recipe, stages, hardware, devices, device))
         return
 
-    from dalle_2.inference.saving import require_place
     from dalle_2.models.placement import choose_device
     from dalle_2.paths import TRAINED_MODELS, quoted
+    from dalle_2.place import require_place
     from dalle_2.training.expectation import expectation
     from dalle_2.training.progress import reporter
     from dalle_2.training.train import Training

@@ -11,7 +11,7 @@ from dalle_2.cli.stage_progress import loading, stage_progress
 from dalle_2.cli.stopwatch import Stopwatch
 from dalle_2.cli.streams import say_json
 from dalle_2.inference.saving import folder_name, output_folder, save_new
-from dalle_2.paths import GENERATIONS
+from dalle_2.paths import GENERATIONS, shortened
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
 from dalle_2.sampling.sampler_names import NAMES, sampler_name
 
@@ -83,7 +83,7 @@ def upscale(
     with stage_progress(totals, watch, quiet=quiet, compiled=compiled) as progress:
         for made in upscaled(loaded, images, first, settings, on_step=progress.step):
             watch.lap("other")  # from the last step to a picture
-            stem = f"{pictures[made.index].stem[:100]}-{_size(made.image.size)}px"
+            stem = f"{shortened(pictures[made.index].stem)}-{_size(made.image.size)}px"
             path = save_new(made.image, folder, stem, format, made.metadata)
             if as_json:
                 say_json({"file": str(path), **made.metadata})

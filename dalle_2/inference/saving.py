@@ -12,6 +12,7 @@ from PIL import Image
 from dalle_2.errors import UsageError
 from dalle_2.metadata import SUFFIXES, save_image
 from dalle_2.paths import at_home
+from dalle_2.place import require_place
 
 Format = Literal["jpg", "png"]
 
@@ -26,23 +27,9 @@ def output_folder(out: str | os.PathLike[str]) -> Path:
 def folder_name(out: str | os.PathLike[str]) -> Path:
     """A folder for pictures, not made yet. Raises UsageError for the name of a file, and as `require_place` does."""
     folder = at_home(out)
-    if folder.is_file() or folder.suffix.lower() in SUFFIXES:
+    if os.path.isfile(folder) or folder.suffix.lower() in SUFFIXES:
         raise UsageError(f"{folder} names a file: give the folder that the pictures go to")
     return require_place(folder)
-
-
-def require_place(out: str | os.PathLike[str]) -> Path:
-    """A folder that is there or can be made, so that hours of work don't end in nothing. Makes nothing.
-
-    Raises UsageError where a file is in the way or nothing may be written.
-    """
-    folder = at_home(out)
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        raise UsageError(f"{nearest} is a file: name a folder for the results, not {folder}")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"nothing may be written into {nearest}: name another folder than {folder}")
-    return folder
 
 
 def save_new(image: Image.Image, folder: Path, stem: str, suffix: str, metadata: Mapping[str, Any]) -> Path:

@@ -16,6 +16,7 @@ from dalle_2.pipelines.karlo_export import export_karlo
 from dalle_2.pipelines.karlo_original import load_karlo_original
 from dalle_2.pipelines.manifest import CARD, MANIFEST, read_manifest
 from dalle_2.pipelines.seen import SEEN
+from dalle_2.place import require_place
 from dalle_2.published import published_as
 
 Layout = Literal["dalle2", "diffusers"]
@@ -28,10 +29,10 @@ def convert(
 
     dtype: of the weights there. clip: the CLIP of Karlo's own files, a folder or a hub id.
 
-    Raises UsageError for a target that holds something, for a CLIP that the source doesn't ask for, and for a pipeline
-    that the layout has no place for; besides what `load` and `save` raise.
+    Raises UsageError for a target that holds something or can't be written, for a CLIP that the source doesn't ask
+    for, and for a pipeline that the layout has no place for; besides what `load` and `save` raise.
     """
-    if holds_something(target):
+    if holds_something(require_place(target)):
         raise UsageError(f"{target} is there already and not empty: choose another folder to convert to")
     with none_kept():
         return _converted(find_pipeline(source), source, target, to, dtype, clip)

@@ -28,6 +28,7 @@ from dalle_2.pipelines.kandinsky import load_kandinsky
 from dalle_2.pipelines.karlo import load_karlo, read_json
 from dalle_2.pipelines.karlo_original import load_karlo_original
 from dalle_2.pipelines.manifest import CARD, MANIFEST, Manifest, Part, read_manifest, sha256, write_manifest
+from dalle_2.place import require_place
 from dalle_2.text.tokenizer import Tokenizer
 
 OPENCLIP = "openclip:"
@@ -113,10 +114,10 @@ def save(
 
     All files are written aside and moved in at the end, so an older pipeline in the folder stays whole if the disk
     fills up. Other files there are left alone. Raises CheckpointError if something can't be written,
-    UsageError for a CLIP that can neither be copied nor is named, for a pipeline in low memory, and naming two parts
-    that don't fit each other.
+    UsageError for a place that can't be one, for a CLIP that can neither be copied nor is named, for a pipeline in low
+    memory, and naming two parts that don't fit each other.
     """
-    folder = at_home(folder)
+    folder = require_place(folder)
     check_whole(pipeline)
     _check_parts(pipeline)
     try:

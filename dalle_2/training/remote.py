@@ -14,7 +14,7 @@ from typing import Any, Self
 import fsspec
 
 from dalle_2.errors import CheckpointError, Dalle2Error, MissingExtra, UsageError
-from dalle_2.paths import atomic_write_text
+from dalle_2.paths import atomic_write_text, is_address
 from dalle_2.training.state import STATE, digest_file
 
 MARKER = "COMMITTED"
@@ -55,6 +55,8 @@ class Mirror:
         """
         text = os.fspath(save_dir)
         if "://" not in text:
+            if is_address(text):
+                raise UsageError(f"{text} was an address before it became a Path: give save_dir as a string")
             return cls(_durable(Path(text)) if is_aws else Path(text))
         scratch = Scratch()
         mirror = cls(scratch.folder, text.rstrip("/"), scratch)
