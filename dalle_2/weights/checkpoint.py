@@ -128,7 +128,8 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
 
 
 def check_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raises CheckpointError naming missing, superfluous and mis-shaped tensors; of their data nothing is read."""
+    """Raises CheckpointError naming missing, superfluous and mis-shaped tensors, and those of another kind of numbers;
+    of their data nothing is read."""
     own, tensors = plain_names(module.state_dict()), plain_names(tensors)
     problems = [
         *listed("missing", [name for name in own if name not in tensors]),
@@ -136,6 +137,7 @@ def check_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str 
         *listed(
             "of another shape", [_shapes(n, tensors[n], own[n]) for n in own if _differs(n, tensors, own)]
         ),
+        *listed("of other numbers", [_numbers(n, tensors[n], own[n]) for n in own if _counts(n, tensors, own)]),
     ]
     if problems:
         raise CheckpointError(
@@ -163,6 +165,16 @@ def _differs(name: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 
 def _shapes(name: str, came: Tensor, expected: Tensor) -> str:
     return f"{name} is {tuple(came.shape)} instead of {tuple(expected.shape)}"
+
+
+def _counts(name: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether one holds whole numbers where the other holds fractions: a table of counts is no weight."""
+    return name in tensors and tensors[name].is_floating_point() != own[name].is_floating_point()
+
+
+def _numbers(name: str, came: Tensor, expected: Tensor) -> str:
+    kinds = (str(tensor.dtype).removeprefix("torch.") for tensor in (came, expected))
+    return f"{name} is {' instead of '.join(kinds)}"
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -198,12 +210,13 @@ def _write_pickled(path: Path, checkpoint: Checkpoint) -> None:
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     """Our header, None if the file has none, and the tensors."""
+    require_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(FORMAT)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         return header and json.loads(header), tensors
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is truncated, damaged or not a safetensors file ({error})") from None
 
 
@@ -216,6 +229,7 @@ def _read_pickled(path: Path) -> tuple[Any, dict[str, Tensor]]:
 
 def unpickled(path: Path) -> Any:
     """What torch.save wrote, of plain values and tensors alone. Raises CheckpointError."""
+    require_readable(path)
     try:
         with _quiet, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other versions: it is read, or refused below
@@ -230,6 +244,14 @@ def unpickled(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is truncated, damaged or not a file of torch.save ({reason})"
         ) from None
+
+
+def require_readable(path: Path) -> None:
+    """Raises CheckpointError for a file that is there and may not be read, of which libraries say other things."""
+    try:
+        path.open("rb").close()
+    except PermissionError as error:
+        raise CheckpointError(f"{path} may not be read by this user ({error.strerror}): change its permissions") from None
 
 
 def _checkpoint(header: Any, tensors: dict[str, Tensor], path: Path) -> Checkpoint:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dalle_2.errors import CheckpointError
+from dalle_2.weights.checkpoint import require_readable
 
 DTYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64,
@@ -61,6 +62,7 @@ def module_tensors(path: str | Path, packages: tuple[str, ...]) -> dict[str, Ten
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no weight file {path}")
+    require_readable(path)
     try:
         root, raw = (_archive if zipfile.is_zipfile(path) else _row_of_pickles)(path, packages)
         views = dict(_views(root, ""))
