@@ -10,6 +10,7 @@ from dalle_2.errors import CheckpointError
 from dalle_2.json_file import read_object
 from dalle_2.paths import hub_cache
 
+HUB_ID = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")  # owner/name: no way to elsewhere
 SAFE, PICKLED = "*.safetensors", "*.bin"  # a pickle only in a folder that has nothing else
 INDEX, MANIFEST = "model_index.json", "pipeline.json"  # of a pipeline in the layout of diffusers, and in ours
 AGAIN = "open_clip_*"  # weights that the hub has in the form that is read, too
@@ -28,10 +29,10 @@ def cached(repo: str) -> Path | None:
     reference = home(repo) / "refs" / "main"
     if not reference.is_file():
         return None
-    folder = home(repo) / "snapshots" / reference.read_text(encoding="utf-8").strip()
     try:
+        folder = home(repo) / "snapshots" / reference.read_text(encoding="utf-8").strip()
         return folder if _is_whole(folder) else None
-    except CheckpointError:  # an index that can't be read
+    except (CheckpointError, OSError, ValueError):  # a reference or an index that can't be read
         return None
 
 

@@ -73,6 +73,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(decoded(Path(os.path.expanduser(path)).read_bytes()))
     except (tomllib.TOMLDecodeError, NotText) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not a TOML file of settings: it is nested too deeply") from None
     except OSError as error:
         raise ConfigError(f"can't read the settings file {path}: {error.strerror}") from None
 
@@ -94,8 +96,15 @@ def _problem(detail: ErrorDetails, cls: type[BaseModel] | None) -> str:
         return message
     if detail["type"] == "value_error" and isinstance(detail["input"], Mapping | BaseModel):
         return f"{path!r}: {message}"  # a rule of a whole section, which says itself what it got
-    value = repr(detail["input"])
+    value = _told(detail["input"])
     return f"{path!r} {message}, got {value if len(value) <= 80 else value[:77] + '...'}"
+
+
+def _told(value: Any) -> str:
+    try:
+        return repr(value)
+    except RecursionError:
+        return "something that is nested too deeply"
 
 
 def _unknown_key(path: str, known: Sequence[str]) -> str:
@@ -141,7 +150,7 @@ def _fitting(cls: type[Settings], path: Sequence[str], value: Any) -> Any:
 def _toml_scalar(text: str) -> list[Any]:
     try:
         values = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return []
     return [values["value"]] if len(values) == 1 else []
 

@@ -17,6 +17,7 @@ from xml.sax.saxutils import quoteattr
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dalle_2.errors import DataError, UsageError
+from dalle_2.json_file import parsed
 from dalle_2.paths import atomic_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -109,7 +110,7 @@ def _to_json(metadata: Mapping[str, Any]) -> str:
 
 def _from_json(text: Any) -> dict[str, Any] | None:
     try:
-        values = json.loads(text) if text else None
+        values = parsed(text, finite=True) if text else None
     except (TypeError, ValueError):
         return None
     return values if isinstance(values, dict) else None

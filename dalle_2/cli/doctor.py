@@ -25,6 +25,7 @@ import typer
 from dalle_2 import machine, threads
 from dalle_2.cached import cached_clip
 from dalle_2.errors import CheckpointError
+from dalle_2.json_file import read_object
 from dalle_2.paths import NO_HOME, homeless, hub_cache, shipped_pipelines
 from dalle_2.published import DEFAULT_CLIP
 
@@ -257,9 +258,9 @@ def _pipelines() -> Section:
 
 def _pipeline(folder: Path) -> str:
     try:
-        files = list(_files(json.loads((folder / "pipeline.json").read_bytes())))
-    except (OSError, ValueError) as error:
-        return f"damaged: pipeline.json can't be read ({error})"
+        files = list(_files(read_object(folder / "pipeline.json", "it is gone")))
+    except CheckpointError as error:
+        return f"damaged: {error}"
     wrong = [name for name, digest in files if not _intact(folder / name, digest)]
     if wrong:
         return f"damaged: {', '.join(wrong)}"

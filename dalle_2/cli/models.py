@@ -10,12 +10,12 @@ from typer.core import TyperGroup
 
 from dalle_2 import copies as kept
 from dalle_2 import hub
-from dalle_2.cached import begun, cached
+from dalle_2.cached import HUB_ID, begun, cached
 from dalle_2.cli.consent import ask, ask_first, show
 from dalle_2.cli.streams import say_json
 from dalle_2.errors import CheckpointError, HubError, UsageError
 from dalle_2.paths import shipped_pipelines
-from dalle_2.pipelines.find import HUB_ID, known_pipelines
+from dalle_2.pipelines.find import known_pipelines
 from dalle_2.pipelines.manifest import Manifest, read_manifest
 from dalle_2.published import PUBLISHED, published_as
 from dalle_2.terminal import on_one_line
@@ -109,7 +109,7 @@ def forget() -> None:
 def _here() -> Iterator[dict[str, Any]]:
     """The pipelines that a bare name stands for."""
     for name, folder in known_pipelines().items():
-        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
         try:
             does = _roles(read_manifest(folder))
         except CheckpointError as error:
@@ -125,7 +125,7 @@ def _roles(manifest: Manifest) -> str:
     drawn = manifest.parts.get((manifest.upsamplers or ["decoder"])[-1])
     size = drawn.config.get("image_size") if drawn and drawn.config else None
     roles = ", ".join(role for role in manifest.parts if role != "tokenizer")
-    return f"text to picture{f' at {size} pixels' if size else ''}, and edits, by {roles}"
+    return f"text to picture{f' at {size} pixels' if isinstance(size, int) else ''}, and edits, by {roles}"
 
 
 def _published() -> Iterator[dict[str, Any]]:

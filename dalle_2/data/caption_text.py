@@ -1,12 +1,12 @@
 """Bytes of caption files -> text -> captions of one clean line."""
 
 import codecs
-import json
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from dalle_2.errors import DataError
+from dalle_2.json_file import parsed as plain_json
 
 # The mark that a file begins with -> how it is encoded. UTF-32 first: its mark begins with that of UTF-16.
 MARKS = {
@@ -61,8 +61,8 @@ def captions_of(value: Any, where: str) -> tuple[str, ...]:
 def parsed(text: str, where: str) -> dict[str, Any]:
     """A JSON object. Raises DataError."""
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = plain_json(text)
+    except ValueError as error:
         raise DataError(f"{where} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise DataError(f'{where} must be a JSON object such as {{"caption": "..."}}, got {text[:60]!r}')

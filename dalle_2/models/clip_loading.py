@@ -1,6 +1,5 @@
 """CLIP models from where they lie: our file, a folder in the Hugging Face layout, the hub, OpenCLIP."""
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -9,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dalle_2 import hub
-from dalle_2.cached import WEIGHT_FILES, cached_clip, parts_of, weights_in
+from dalle_2.cached import HUB_ID, WEIGHT_FILES, cached_clip, parts_of, weights_in
 from dalle_2.config import parse
 from dalle_2.errors import CheckpointError, HubError, MissingExtra, UsageError
 from dalle_2.json_file import read_object
@@ -24,7 +23,6 @@ from dalle_2.weights.hf_clip import convert_config, convert_tensors
 OWN_FILES = ("clip.safetensors", "clip.pth")
 TOKENIZER_FILE = "tokenizer.json"
 OPENCLIP = "openclip:"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @runtime_checkable

@@ -1,15 +1,14 @@
 """Where a pipeline lies: a shipped name, a folder, or an id on the hub."""
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
 from dalle_2 import hub
-from dalle_2.cached import INDEX, cached
+from dalle_2.cached import HUB_ID, INDEX, cached
 from dalle_2.errors import CheckpointError, HubError, UsageError
+from dalle_2.json_file import read_object
 from dalle_2.paths import TRAINED_MODELS, at_home, shipped_pipelines
 from dalle_2.pipelines.manifest import MANIFEST
 from dalle_2.published import PUBLISHED, Published, published_as
@@ -24,7 +23,6 @@ GLIDE = {  # the files of OpenAI's GLIDE, by role
 }  # fmt: skip
 GLIDE_DRAWS = [GLIDE["decoder"], GLIDE["decoder-inpaint"]]  # of which one must be there
 PLAN = "stages.json"  # in the folder `run` of a training: the stages that its recipe trains
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def find_pipeline(source: str | os.PathLike[str]) -> Path:
@@ -73,8 +71,10 @@ def locate(source: str | os.PathLike[str]) -> Path | str:
 def _check_finished(folder: Path) -> None:
     """Raises CheckpointError for the folder of a training that has not come to its end."""
     try:
-        stages = list(json.loads((folder / "run" / PLAN).read_text())["stages"])
-    except (OSError, ValueError, KeyError, TypeError):
+        stages = read_object(folder / "run" / PLAN, "").get("stages")
+    except CheckpointError:
+        return
+    if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
         return
     missing = [stage for stage in stages if not (folder / "run" / stage / "done.json").is_file()]
     at = f"stage {stages.index(missing[0]) + 1} of {len(stages)} ({missing[0]})" if missing else "its last step"

@@ -11,13 +11,15 @@ from pydantic import Field, model_validator
 from dalle_2 import cached
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError
+from dalle_2.json_file import read_object
 from dalle_2.sampling.sampler_names import SamplerName
 
 MANIFEST, CARD = cached.MANIFEST, "README.md"
 FORMAT_VERSION = 1
 
 PLAIN_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # no way out of the folder
-UPSAMPLER = re.compile(r"upsampler-(\d+)")
+OPENCLIP = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*/[A-Za-z0-9][A-Za-z0-9_.+-]*$"  # no path to a file
+UPSAMPLER = re.compile(r"upsampler-([0-9]{1,6})")
 
 
 class Part(Settings):
@@ -31,8 +33,8 @@ class Part(Settings):
     kind: str = ""
     sha256: str = ""
     config: dict[str, Any] | None = None
-    hub: str | None = None
-    openclip: str | None = Field(None, pattern="^[^/]+/[^/]+$")
+    hub: str | None = Field(None, pattern=f"^{cached.HUB_ID.pattern}$")
+    openclip: str | None = Field(None, pattern=OPENCLIP)
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -65,19 +67,16 @@ class Manifest(Settings):
 def read_manifest(folder: Path) -> Manifest:
     """Raises CheckpointError if pipeline.json is missing, damaged, or of a newer format."""
     path = folder / MANIFEST
-    try:
-        values = json.loads(path.read_bytes())  # which takes a byte order mark, too
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    values = read_object(path, f"{folder} is no pipeline folder: it has no {MANIFEST}")
+    version = values.get("format_version", FORMAT_VERSION)
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path} is damaged: its format_version is {version!r}, expected a number from 1 on")
+    if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version}, and this release reads up to {FORMAT_VERSION}: upgrade dalle_2"
         )
     try:
-        return parse(Manifest, values if isinstance(values, dict) else {})
+        return parse(Manifest, values)
     except ConfigError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 

@@ -251,7 +251,7 @@ def require_readable(path: Path) -> None:
     try:
         path.open("rb").close()
     except PermissionError as error:
-        raise CheckpointError(f"{path} may not be read by this user ({error.strerror}): change its permissions") from None
+        raise CheckpointError(f"{path} may not be read ({error.strerror}): change its permissions") from None
 
 
 def _checkpoint(header: Any, tensors: dict[str, Tensor], path: Path) -> Checkpoint:
