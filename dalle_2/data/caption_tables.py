@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ FILE_COLUMNS = (
 )  # fmt: skip
 CAPTION_COLUMNS = ("caption", "text", "captions", "texts", "prompt", "prompts", "description", "comment", "sentence")
 NAMED_FILES, NAMED_CAPTIONS = ("file", "file_name", "image", "path"), ("caption", "text")
+LINE = re.compile(r"[^\r\n]*")
 DELIMITERS = (",", "\t", ";", "|")
 LONGEST = 2**31 - 1  # of a field, where csv would stop at 131,072: another column may hold a picture
 
@@ -71,19 +73,19 @@ class _Heading(NamedTuple):
 
 def _csv_rows(text: str, label: str) -> list[Row]:
     before, text = _without_preamble(text)
-    delimiter = _delimiter(text, before)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     lines = len(before)
-    try:
-        with _long_fields():
+    with _long_fields():
+        delimiter = _delimiter(text, before)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        try:
             names = next(reader, [])
             file, caption = (names.index(name) for name in _both(names, label))
             heading = _Heading(names, file, caption, delimiter, lines)
             return [
                 _csv_row(row, heading, reader.line_num + lines, label) for row in reader if any(map(str.strip, row))
             ]
-    except csv.Error as error:
-        raise DataError(f"{label} line {reader.line_num + lines} is not csv: {error}") from None
+        except csv.Error as error:
+            raise DataError(f"{label} line {reader.line_num + lines} is not csv: {error}") from None
 
 
 def _csv_row(fields: list[str], heading: _Heading, line: int, label: str) -> Row:
@@ -109,10 +111,12 @@ def _joined(fields: list[str], heading: _Heading, where: str) -> list[str]:
 def _without_preamble(text: str) -> tuple[list[str], str]:
     """The lines before the heading, empty ones and Excel's "sep=;", and the rest."""
     before: list[str] = []
-    while text and (not (first := _first_line(text)).strip() or first.lower().startswith("sep=")):
-        before.append(first)
-        text = text[len(first) :].removeprefix("\r").removeprefix("\n")
-    return before, text
+    at = 0
+    while at < len(text) and (not (line := _line(text, at)).strip() or line.lower().startswith("sep=")):
+        before.append(line)
+        at += len(line)
+        at += 2 if text.startswith("\r\n", at) else 1
+    return before, text[at:]
 
 
 def _delimiter(text: str, before: Sequence[str]) -> str:
@@ -120,13 +124,15 @@ def _delimiter(text: str, before: Sequence[str]) -> str:
     told = [line[4] for line in before if line[4:5] in DELIMITERS]
     if told:
         return told[-1]
-    columns = {mark: next(csv.reader([_first_line(text)], delimiter=mark), []) for mark in DELIMITERS}
+    columns = {mark: next(csv.reader([_line(text)], delimiter=mark), []) for mark in DELIMITERS}
     known = (mark for mark in DELIMITERS if None not in _found(columns[mark]))
     return next(known, max(DELIMITERS, key=lambda mark: len(columns[mark])))
 
 
-def _first_line(text: str) -> str:
-    return text[: next((at for at, letter in enumerate(text) if letter in "\r\n"), len(text))]
+def _line(text: str, at: int = 0) -> str:
+    """The line that begins there, without its end."""
+    found = LINE.match(text, at)
+    return found[0] if found else ""
 
 
 @contextmanager
