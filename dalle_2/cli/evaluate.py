@@ -34,7 +34,8 @@ def evaluate(
     ] = "prior",
     prior: Annotated[str | None, typer.Option(help="diffusion or ar, in a pipeline that has both.")] = None,
     candidates: Annotated[
-        int | None, typer.Option(min=1, help="Embeddings that the prior draws for a picture; the best is kept.")
+        int | None,
+        typer.Option(min=1, max=options.MOST, help="Embeddings that the prior draws for a picture; the best is kept."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Another set of scenes and noises, for tuning.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of every stage; by default the pipeline's.")] = None,
@@ -64,6 +65,8 @@ def evaluate(
         raise UsageError(f"prior must be diffusion or ar, got {prior!r}")
     if n < 1:
         raise UsageError(f"n must be at least 1 scene, got {n}")
+    if n > options.IN_ALL:
+        raise UsageError(f"n must be at most {options.IN_ALL:,}, got {n}")
     if sampler is not None:
         sampler_name(sampler)
     if data is not None and splits:

@@ -1,5 +1,7 @@
 """`dalle2 generate PROMPT...`: make pictures from prompts."""
 
+from collections.abc import Iterator
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +12,7 @@ from dalle_2.cli import options
 from dalle_2.cli.run import Run
 from dalle_2.cli.stage_progress import loading, stage_progress
 from dalle_2.errors import UsageError
-from dalle_2.inference.generation import GenerationSettings
+from dalle_2.inference.generation import Generation, GenerationSettings
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT, find_pipeline
 from dalle_2.sampling.options import Threshold, TokenOptions
@@ -30,8 +32,10 @@ def generate(
             "--prompts", metavar="FILE", help=r"More prompts, one a line, # for comments, \# for #; - is stdin."
         ),
     ] = None,
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures for each prompt.")] = 1,
-    best_of: Annotated[int, typer.Option(min=1, help="Make so many for each, and keep those CLIP finds closest.")] = 1,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=options.MOST, help="Pictures for each prompt.")] = 1,
+    best_of: Annotated[
+        int, typer.Option(min=1, max=options.MOST, help="Make so many for each, and keep those CLIP finds closest.")
+    ] = 1,
     seed: options.Seed = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of every stage.")] = None,
     prior_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the prior alone.")] = None,
@@ -58,7 +62,8 @@ def generate(
     prior: options.PriorChoice = None,
     no_prior: Annotated[bool, typer.Option("--no-prior", help="Text embeddings go to the decoder.")] = False,
     candidates: Annotated[
-        int | None, typer.Option(min=1, help="Embeddings that the prior draws for a picture; the best is kept.")
+        int | None,
+        typer.Option(min=1, max=options.MOST, help="Embeddings that the prior draws for a picture; the best is kept."),
     ] = None,
     temperature: Annotated[
         float | None,
@@ -70,7 +75,8 @@ def generate(
         typer.Option(min=0, max=1, help="It draws among the likeliest that have this probability together."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the pictures; by default that of the last upsampler.")
+        int | None,
+        typer.Option(min=1, max=options.LONGEST, help="Side of the pictures; by default that of the last upsampler."),
     ] = None,
     tile: Annotated[
         int | None,
@@ -100,6 +106,7 @@ def generate(
     """
     # All that can be wrong without a model is found before torch is loaded, which takes seconds.
     wanted = check_prompts([*(prompts or []), *([] if prompts_file is None else prompts_from(prompts_file))])
+    _check_counts(len(wanted), n, best_of)
     if not 0 <= eta < 1:
         raise UsageError(f"eta must be at least 0 and below 1, got {eta}: 0 is deterministic")
     if prior == "ar" and prior_sampler is not None:
@@ -125,7 +132,7 @@ def generate(
         noise_level=noise_level,
         tokens=TokenOptions(temperature, top_k, top_p),
     )
-    run = Run(out, format, keep_metadata=not no_metadata, quiet=quiet, as_json=as_json)
+    run = Run(out, format, keep_metadata=not no_metadata, grid=grid, quiet=quiet, as_json=as_json)
     _made(run, wanted, n, seed, settings, found, device, dtype, low_memory, compiled, best_of)
     if grid:
         run.sheet()
@@ -136,7 +143,7 @@ def _made(
     run: Run, prompts: list[str], n: int, seed: int | None, settings: GenerationSettings,
     pipeline: Path, device: str, dtype: str, low_memory: bool, compiled: bool, best_of: int,
 ) -> None:  # fmt: skip
-    """Makes and saves the pictures batch by batch; with `best_of` all of them, and then the best."""
+    """Makes and saves the pictures batch by batch; with `best_of` all of a prompt, and then the best."""
     with loading(pipeline.name, run.watch, quiet=run.quiet):
         from dalle_2.inference.generate import generations, load_drawing, new_seed, plan_of, repeated
         from dalle_2.inference.prompt_doubts import prompt_warnings
@@ -156,11 +163,30 @@ def _made(
     with stage_progress(totals, run.watch, quiet=run.quiet, compiled=compiled) as progress:
         made = generations(loaded, listed, first, settings, on_step=progress.step)
         if best_of > 1 and isinstance(loaded, DALLe2):
-            from dalle_2.inference.rerank import reranked
-
-            made = iter(reranked(loaded, list(made), n, of=n * best_of))
+            made = _best(loaded, made, n, n * best_of)
         run.digits = max(run.digits, len(str(n * len(prompts) - 1)))
         run.save(made)
+
+
+def _best(pipeline: Any, made: Iterator[Generation], keep: int, of: int) -> Iterator[Generation]:
+    """The best pictures of each prompt, whose `of` pictures come in a row: only so many are in memory."""
+    from dalle_2.inference.rerank import reranked
+
+    while group := list(islice(made, of)):
+        yield from reranked(pipeline, group, keep, of=of)
+
+
+def _check_counts(prompts: int, n: int, best_of: int) -> None:
+    """Raises UsageError for more pictures than can be held, or listed."""
+    if best_of > 1 and n * best_of > options.MOST:
+        raise UsageError(
+            f"--n {n} of --best-of {best_of} are {n * best_of:,} pictures of a prompt to choose among: ask for at most "
+            f"{options.MOST:,}"
+        )
+    if prompts * n * best_of > options.IN_ALL:
+        raise UsageError(
+            f"{prompts} prompts with {n * best_of:,} pictures each are more than {options.IN_ALL:,}: make several calls"
+        )
 
 
 def _samplers(every: str | None, own: dict[str, str | None]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from dalle_2.pipelines.find import DEFAULT
 def image_to_image(
     picture: Annotated[Path, typer.Argument(help="A picture of any size.", show_default=False)],
     caption: Annotated[str, typer.Argument(help="What the result shows.", show_default=False)],
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures.")] = 1,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=options.MOST, help="Pictures.")] = 1,
     strength: Annotated[float, typer.Option(help="How much is drawn over, above 0 and at most 1.")] = 0.7,
     steps: options.Steps = None,
     eta: options.Eta = 0.0,

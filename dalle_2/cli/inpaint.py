@@ -20,7 +20,7 @@ def inpaint(
         MaskMeans,
         typer.Option(help="What a mask with transparency paints: transparent, white, or what it looks like."),
     ] = "auto",
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures.")] = 1,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=options.MOST, help="Pictures.")] = 1,
     candidates: options.Candidates = None,
     steps: options.Steps = None,
     eta: options.Eta = 0.0,

@@ -14,7 +14,7 @@ from dalle_2.pipelines.find import DEFAULT
 def interpolate(
     first: Annotated[str, typer.Argument(help="A picture, or with --captions a caption.", show_default=False)],
     second: Annotated[str, typer.Argument(help="Another one.", show_default=False)],
-    n: Annotated[int, typer.Option("--n", "-n", min=2, help="Pictures, both ends among them.")] = 8,
+    n: Annotated[int, typer.Option("--n", "-n", min=2, max=options.MOST, help="Pictures, both ends among them.")] = 8,
     captions: Annotated[bool, typer.Option("--captions", help="Both are captions.")] = False,
     fixed: Annotated[bool, typer.Option("--fixed-noise", help="One noise for all, not the pictures' own.")] = False,
     steps: options.Steps = None,

@@ -146,6 +146,8 @@ def _verdict(error: Any) -> tuple[str, int]:
     if is_disk_full(error):
         name = getattr(error, "filename", None)
         return f"the disk is full while writing {name or 'a file'}: free some space or write elsewhere", 1
+    if _is_out_of_memory(error):
+        return f"there is too little memory, {_first_line(error)}: ask for less at once, or see --low-memory", 1
     if _is_typers(error):
         return f"{_typers_words(error)}: {_command_path(error)} --help lists what it takes", 2
     if type(error).__module__.startswith("pydantic"):
@@ -162,6 +164,14 @@ def _verdict(error: Any) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename}", 1
     return f"{_first_line(error)} (--debug shows where)", 1
+
+
+def _is_out_of_memory(error: Any) -> bool:
+    """Python's own, and PyTorch's of a graphics card and of a processor, which is a RuntimeError as any other."""
+    known = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in known)
+    )
 
 
 def _is_typers(error: Any) -> bool:

@@ -17,6 +17,10 @@ def drawing(pipeline: str) -> str:
     return ask_first(pipeline)
 
 
+MOST = 10_000  # pictures for a prompt, or embeddings for one: what must be held at once
+IN_ALL = 1_000_000  # pictures of a call
+LONGEST = 16_384  # pixels of a side that is asked for
+
 WHERE = "A name from dalle2 models, a folder, or a hub id."
 Pipeline = Annotated[str, typer.Option(help=WHERE, callback=drawing)]
 PipelineForClip = Annotated[str, typer.Option(help=WHERE, callback=ask_first)]  # which draws nothing
@@ -42,7 +46,7 @@ NoiseLevel = Annotated[
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the decoder.")]
 Candidates = Annotated[
     int | None,
-    typer.Option(min=1, help="Embeddings to choose among, a picture or frame; by default 128 where steered."),
+    typer.Option(min=1, max=MOST, help="Embeddings to choose among, a picture or frame; by default 128 where steered."),
 ]
 Eta = Annotated[float, typer.Option(min=0, help="Fresh noise in each step, from 0 to below 1.")]
 Sampler = Annotated[

@@ -10,7 +10,7 @@ from dalle_2.cli.run import edit
 from dalle_2.paths import GENERATIONS
 from dalle_2.pipelines.find import DEFAULT
 
-Side = Annotated[int, typer.Option(min=0, help="Pixels to add on this side.")]
+Side = Annotated[int, typer.Option(min=0, max=options.LONGEST, help="Pixels to add on this side.")]
 
 
 def outpaint(

@@ -15,7 +15,9 @@ def probe(
     picture: Annotated[Path, typer.Argument(help="A picture of any size.", show_default=False)],
     word: Annotated[str, typer.Option("--write", help="The word to write on it.", show_default=False)],
     labels: Annotated[str, typer.Option(help="What CLIP chooses among, with commas.", show_default=False)],
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Variations of the picture with the word.")] = 3,
+    n: Annotated[
+        int, typer.Option("--n", "-n", min=1, max=options.MOST, help="Variations of the picture with the word.")
+    ] = 3,
     steps: options.Steps = None,
     seed: options.Seed = None,
     pipeline: options.Pipeline = DEFAULT,

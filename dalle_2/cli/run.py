@@ -16,20 +16,24 @@ from dalle_2.pipelines.find import find_pipeline
 
 # What a file's name begins with. The prompt stays out of it: it may be long, private, or no valid name.
 STAMP = "%Y%m%d-%H%M%S"
+ON_SHEET = 1_000  # pictures at most
 DIGITS = 3  # of a picture's number there, if no more are needed
 
 
 class Run:
     """Saves pictures as they come, so that an interruption costs no more than what is not drawn yet. stem: after the
-    stamp in names, in which the pictures' numbers follow, so that they sort in the order in which they were made."""
+    stamp in names, in which the pictures' numbers follow, so that they sort in the order in which they were made. grid:
+    whether there will be a sheet, for which the first pictures stay in memory."""
 
     def __init__(
-        self, out: Path, format: Format, *, stem: str = "", keep_metadata: bool = True, quiet: bool, as_json: bool
-    ) -> None:
+        self, out: Path, format: Format, *, stem: str = "", keep_metadata: bool = True, grid: bool, quiet: bool,
+        as_json: bool,
+    ) -> None:  # fmt: skip
         self.folder, self.format, self.keep_metadata = folder_name(out), format, keep_metadata
         self.quiet, self.as_json = quiet, as_json
         self.watch, self.stamp = Stopwatch(), time.strftime(STAMP) + (f"-{stem}" if stem else "")
-        self.made: list[Generation] = []
+        self.count, self.most = 0, ON_SHEET if grid else 0
+        self.kept: list[Generation] = []
         self.digits = DIGITS
 
     def save(self, generations: Iterable[Generation]) -> None:
@@ -38,15 +42,16 @@ class Run:
             for generation in generations:
                 self.watch.lap("other")  # from the last step to a picture
                 output_folder(self.folder)  # only now that there is something to write
-                stem = f"{self.stamp}-{len(self.made):0{self.digits}}-{generation.seed}"
+                stem = f"{self.stamp}-{self.count:0{self.digits}}-{generation.seed}"
                 metadata = generation.metadata if self.keep_metadata else {}
                 path = save_new(generation.image, self.folder, stem, self.format, metadata)
-                self.made.append(generation)
+                self.count += 1
+                self.kept += [generation] if len(self.kept) < self.most else []
                 self._say(path, generation)
                 self.watch.lap("writing")
         except BaseException:
-            if self.made:
-                typer.echo(f"dalle2: {pictures(len(self.made))} finished before: {self.folder}", err=True)
+            if self.count:
+                typer.echo(f"dalle2: {pictures(self.count)} finished before: {self.folder}", err=True)
             raise
 
     def _say(self, path: Path, generation: Generation) -> None:
@@ -56,13 +61,13 @@ class Run:
             typer.echo(f"{path}  seed {generation.seed}  {short(generation.prompt)}".rstrip())
 
     def sheet(self, columns: int | None = None) -> None:
-        """All pictures on one sheet, each above its prompt."""
+        """All pictures on one sheet, or the first of very many, each above its prompt."""
         from dalle_2.images import grid
 
-        labels = [short(generation.prompt) for generation in self.made]
-        sheet = grid([generation.image for generation in self.made], columns, labels=labels)
-        metadata = {"prompts": labels, "seeds": [generation.seed for generation in self.made]}
-        stem = f"{self.stamp}-grid-{self.made[0].seed}"
+        labels = [short(generation.prompt) for generation in self.kept]
+        sheet = grid([generation.image for generation in self.kept], columns, labels=labels)
+        metadata = {"prompts": labels, "seeds": [generation.seed for generation in self.kept]}
+        stem = f"{self.stamp}-grid-{self.kept[0].seed}"
         path = save_new(sheet, self.folder, stem, self.format, metadata if self.keep_metadata else {})
         if not self.quiet:
             typer.echo(path, err=self.as_json)
@@ -71,7 +76,7 @@ class Run:
         """Says where the pictures lie, and where the time went."""
         self.watch.lap("writing")
         if not self.quiet:
-            typer.echo(f"{pictures(len(self.made))} in {self.folder.resolve()} ({self.watch.sum()})", err=True)
+            typer.echo(f"{pictures(self.count)} in {self.folder.resolve()} ({self.watch.sum()})", err=True)
 
 
 def edit(
@@ -96,7 +101,7 @@ def edit(
     captions: whose unknown words are warned of.
     """
     found = find_pipeline(pipeline)
-    run = Run(out, format, stem=task, quiet=quiet, as_json=as_json)
+    run = Run(out, format, stem=task, grid=grid, quiet=quiet, as_json=as_json)
     with loading(found.name, run.watch, quiet=quiet):
         from dalle_2.inference.generate import new_seed
         from dalle_2.inference.prompt_doubts import prompt_warnings
@@ -108,8 +113,8 @@ def edit(
         typer.echo(f"dalle2: warning: {doubt}", err=True)
     with stage_progress({}, run.watch, quiet=quiet, compiled=compiled) as progress:
         run.save(make(loaded, new_seed() if seed is None else seed, progress.step))
-    if grid and run.made:
-        run.sheet(len(run.made))
+    if grid and run.kept:
+        run.sheet(len(run.kept))
     run.close()
 
 

@@ -15,7 +15,9 @@ def text_diff(
     picture: Annotated[Path, typer.Argument(help="A picture of any size.", show_default=False)],
     source: Annotated[str, typer.Option("--from", help="What the picture shows.", show_default=False)],
     target: Annotated[str, typer.Option("--to", help="What it shall show.", show_default=False)],
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures on the way, the last at theta.")] = 6,
+    n: Annotated[
+        int, typer.Option("--n", "-n", min=1, max=options.MOST, help="Pictures on the way, the last at theta.")
+    ] = 6,
     theta: Annotated[
         float | None, typer.Option(help="How far to go, above 0 and at most 1; by default 0.5 by direction, else 1.")
     ] = None,

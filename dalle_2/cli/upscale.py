@@ -19,7 +19,8 @@ from dalle_2.sampling.sampler_names import NAMES, sampler_name
 def upscale(
     pictures: Annotated[list[Path], typer.Argument(help="Pictures of any size.", show_default=False)],
     size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the result; by default as large as the upsamplers go.")
+        int | None,
+        typer.Option(min=1, max=options.LONGEST, help="Side of the result; by default as large as the upsamplers go."),
     ] = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="Keep a picture's shape and size; --size is then of its longer side.")

@@ -13,7 +13,7 @@ from dalle_2.pipelines.find import DEFAULT
 
 def variations(
     pictures: Annotated[list[Path], typer.Argument(help="Pictures of any size.", show_default=False)],
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Variations of each picture.")] = 4,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=options.MOST, help="Variations of each picture.")] = 4,
     steps: options.Steps = None,
     eta: options.Eta = 0.8,
     guidance: options.Guidance = None,
