@@ -2,22 +2,27 @@
 
 import json
 import math
+import stat
 from pathlib import Path
 from typing import Any
 
 from dalle_2.errors import CheckpointError
 
-LARGEST = 2**25  # bytes; what it holds may take thirty times as much memory
+MOST_BYTES = 2**25  # a vocabulary has a few millions; in memory it takes up to thirty times as much
 DEEPEST = 100  # levels; whatever goes through the values may do so by calling itself
 
 
 def read_object(path: Path, missing: str) -> dict[str, Any]:
     """The object in a file. Raises CheckpointError, with the sentence `missing` where there is no file."""
     try:
-        content = parsed(_content(path))
+        if not stat.S_ISREG((about := path.stat()).st_mode):  # a pipe would be waited for
+            raise CheckpointError(f"{path} can't be read: it is no regular file")
+        if about.st_size > MOST_BYTES:
+            raise CheckpointError(f"{path} has {about.st_size:,} bytes, and a file of settings at most {MOST_BYTES:,}")
+        content = parsed(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(missing) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} can't be read: expected a JSON object, got a {type(content).__name__}")
@@ -38,17 +43,6 @@ def parsed(text: str | bytes, *, finite: bool = False) -> Any:
         if not _too_deep(value):
             return value
     raise ValueError(f"it is nested deeper than {DEEPEST} levels")
-
-
-def _content(path: Path) -> bytes:
-    """All of a file. Raises ValueError for what is none, such as a pipe, which may have no end, and for a large one."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")
-    with path.open("rb") as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST // 2**20} MiB")
-    return content
 
 
 def _finite(text: str) -> float:

@@ -573,3 +573,15 @@ def test_streams_come_back_as_they_were() -> None:
 def test_a_name_with_brackets_is_a_name() -> None:
     with bars(named()) as drawn:
         drawn.add_task("[/closed] [link=x]y")
+
+
+def test_the_page_on_security_names_what_there_is() -> None:
+    root = Path(__file__).parent.parent
+    page, readme = ((root / name).read_text(encoding="utf-8") for name in ("SECURITY.md", "README.md"))
+    assert "(SECURITY.md)" in readme
+    assert "`dalle_2.terminal.shown`" in page
+    for option in ("--follow-links", "--no-metadata", "--json"):
+        assert option in page
+    targets = re.findall(r"\]\((\w+\.md)\)", page)
+    assert all((root / target).is_file() for target in targets)
+    assert '"/SECURITY.md"' in (root / "pyproject.toml").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from dalle_2.data.caption_tables import rows_of
 from dalle_2.data.caption_text import parsed as caption_json
 from dalle_2.errors import CheckpointError, ConfigError, Dalle2Error
 from dalle_2.images import save_image
-from dalle_2.json_file import DEEPEST, LARGEST, parsed, read_object
+from dalle_2.json_file import DEEPEST, MOST_BYTES, parsed, read_object
 from dalle_2.metadata import read_metadata
 from dalle_2.models.clip_loading import load_clip
 from dalle_2.pipelines.folder import load
@@ -86,7 +86,7 @@ def test_a_pipe_for_a_manifest_is_not_waited_for(workdir: Path, capsys: pytest.C
     folder.mkdir(parents=True)
     os.mkfifo(folder / "pipeline.json")
     assert main(["models"]) == 0
-    assert "pipeline.json can't be read as JSON: it is no regular file" in capsys.readouterr().out
+    assert "pipeline.json can't be read: it is no regular file" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("version", ["9", 9.0, True, None, 0, -1, [2]])
@@ -225,8 +225,8 @@ def test_json_is_read_to_a_depth_and_a_size(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is no finite number"):
             parsed(text, finite=True)
     with (tmp_path / "large.json").open("wb") as file:
-        file.truncate(LARGEST + 1)
-    with pytest.raises(CheckpointError, match="it is larger than 32 MiB"):
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(CheckpointError, match="and a file of settings at most 33,554,432"):
         read_object(tmp_path / "large.json", "")
 
 
@@ -281,4 +281,4 @@ def test_a_file_that_may_not_be_read_is_called_that(workdir: Path) -> None:
     workdir.chmod(0o755)  # else it would be missing
     environment = {**os.environ, "PYTHONPATH": str(Path(dalle_2.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", DENIED], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["w.safetensors may not be read (Permission denied): change its permissions"] * 3
+    assert done.stdout.splitlines() == ["w.safetensors can't be read: Permission denied"] * 3

@@ -161,3 +161,15 @@ def test_pictures_stay_in_memory_for_a_sheet_alone(
     assert main(call) == 0
     assert main([*call, "--grid"]) == 0
     assert kept == [0, 2]
+
+
+@unix
+def test_prompts_without_an_end(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("zero").symlink_to("/dev/zero")
+    with open("large.txt", "wb") as file:
+        file.truncate(2**26 + 1)
+    for name in ("zero", "large.txt"):
+        assert main(["generate", "--prompts", name]) == 2
+        said = capsys.readouterr().err
+        assert f"can't read prompts from {name}: it has more than 67,108,864 bytes: give fewer at once" in said
+    assert shell('"$0" -m dalle_2 generate --prompts - </dev/zero').returncode == 2

@@ -247,11 +247,11 @@ def unpickled(path: Path) -> Any:
 
 
 def require_readable(path: Path) -> None:
-    """Raises CheckpointError for a file that is there and may not be read, of which libraries say other things."""
+    """Raises CheckpointError for a file that may not be read, of which libraries say other things."""
     try:
         path.open("rb").close()
-    except PermissionError as error:
-        raise CheckpointError(f"{path} may not be read ({error.strerror}): change its permissions") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
 
 
 def _checkpoint(header: Any, tensors: dict[str, Tensor], path: Path) -> Checkpoint:
