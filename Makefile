@@ -23,10 +23,10 @@ OTHER := $(filter-out $(NAMED),$(MADE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fix peers dist clean distclean another-python
+.PHONY: help demo test test-hostile lint fix peers dist clean distclean another-python
 
 help:  ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.compiled  ## make pictures from prompts with the shipped pipeline
 	$(BIN)/dalle2 generate "a red circle above a blue square" "a small yellow star to the left of a large green triangle" \
@@ -35,6 +35,10 @@ demo: $(VENV)/.compiled  ## make pictures from prompts with the shipped pipeline
 
 test: $(VENV)/.dev lint  ## check floors, style and types, and run the tests
 	$(BIN)/python -m pytest
+
+# DALLE2_TRIES=n makes n inputs of each kind in place of the table's numbers, DALLE2_SEED=n other ones.
+test-hostile: $(VENV)/.dev  ## run the long forms of the tests with hostile files, signals and faults (hours)
+	$(BIN)/python -m pytest -m hostile -s tests/hostile
 
 lint: $(VENV)/.dev  ## check floors, style and types
 	$(BIN)/lint-imports
