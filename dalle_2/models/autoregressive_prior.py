@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_2 import bounds
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 from dalle_2.models.autoregressive_transformer import AutoregressiveTransformer
@@ -41,24 +42,24 @@ class AutoregressivePriorConfig(Settings):
     85 and 95 the paper found 50 best. temperature, top_k, top_p: see `TokenSampler`. candidates: as in `PriorConfig`.
     """
 
-    dim: int = Field(default=512, ge=1)
-    width: int = Field(default=512, ge=1)
-    depth: int = Field(default=6, ge=0)
-    heads: int = Field(default=8, ge=1)
-    buckets: int = Field(default=1024, ge=2)
-    waves: int = Field(default=128, ge=1)
-    dot_buckets: int = Field(default=100, ge=2)
-    context: int = Field(default=0, ge=0)
-    text_width: int = Field(default=512, ge=1)
+    dim: int = Field(default=512, ge=1, le=bounds.WIDTH)
+    width: int = Field(default=512, ge=1, le=bounds.WIDTH)
+    depth: int = Field(default=6, ge=0, le=bounds.DEPTH)
+    heads: int = Field(default=8, ge=1, le=bounds.WIDTH)
+    buckets: int = Field(default=1024, ge=2, le=bounds.HIDDEN)
+    waves: int = Field(default=128, ge=1, le=bounds.WIDTH)
+    dot_buckets: int = Field(default=100, ge=2, le=bounds.HIDDEN)
+    context: int = Field(default=0, ge=0, le=bounds.CONTEXT)
+    text_width: int = Field(default=512, ge=1, le=bounds.WIDTH)
     caption: TextConfig | None = None
     drop: float = Field(default=0.1, ge=0, lt=1)
     """Share of training rows that lose caption and dot product (classifier-free guidance)."""
-    guidance: float = Field(default=1.0, ge=0)
-    temperature: float = Field(default=1.0, ge=0)
-    top_k: int | None = Field(default=None, ge=1)
+    guidance: float = Field(default=1.0, ge=0, le=bounds.FACTOR)
+    temperature: float = Field(default=1.0, ge=0, le=bounds.FACTOR)
+    top_k: int | None = Field(default=None, ge=1, le=bounds.TOKEN)
     top_p: float = Field(default=1.0, gt=0, le=1)
     dot_percentile: float = Field(default=50.0, ge=0, lt=100)
-    candidates: int = Field(default=2, ge=1)
+    candidates: int = Field(default=2, ge=1, le=bounds.CANDIDATES)
     space: EmbeddingSpace | None = None
     text_space: EmbeddingSpace | None = None
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError, UsageError
 from dalle_2.models.rest import Shelved
-from dalle_2.models.turns import making
-from dalle_2.models.unfilled import empty, unfilled
+from dalle_2.models.unfilled import empty_of, give_memory
 from dalle_2.models.wrapped import unwrapped
 from dalle_2.weights.checkpoint import (
     Checkpoint,
@@ -101,10 +100,10 @@ def load_model(path: str | Path, kind: str | None = None) -> nn.Module:
     if its settings and tensors don't fit each other; UsageError for a suffix that names no format.
     """
     checkpoint = read(path, kind)
-    model = unfilled(lambda: build(checkpoint.kind, checkpoint.config, where=str(path)))
+    model = weightless(checkpoint, path)
+    give_memory(model)
     load_tensors(model, checkpoint.tensors, path)
-    model.provenance = checkpoint.provenance  # type: ignore[assignment]
-    return model.eval()
+    return model
 
 
 def read(path: str | Path, kind: str | None = None) -> Checkpoint:
@@ -119,13 +118,17 @@ def read(path: str | Path, kind: str | None = None) -> Checkpoint:
 
 def shelved(path: str | Path, kind: str | None = None) -> Shelved:
     """The model of a file that may be built without its weights. It raises what `load_model` raises."""
-
     return Shelved(partial(_lean, path, kind), partial(_weights, path, kind))
 
 
 def _lean(path: str | Path, kind: str | None) -> nn.Module:
-    checkpoint = read(path, kind)
-    model = weightless(checkpoint, path)
+    return weightless(read(path, kind), path)
+
+
+def weightless(checkpoint: Checkpoint, path: str | Path) -> nn.Module:
+    """The model without weights, once its settings and the file's tensors are known to fit each other."""
+    model = builtweightless(checkpoint.kind, checkpoint.config, len(checkpoint.tensors), path)
+    check_tensors(model, checkpoint.tensors, path)
     model.provenance = checkpoint.provenance  # type: ignore[assignment]
     return model.eval()
 
@@ -135,21 +138,12 @@ def _weights(path: str | Path, kind: str | None, model: nn.Module) -> dict[str, 
     return {name: like(tensors[name].to(own.dtype), own) for name, own in model.state_dict().items()}
 
 
-def weightless(checkpoint: Checkpoint, path: str | Path) -> nn.Module:
-    """A checkpoint's model without its weights. Raises CheckpointError if settings and tensors don't fit each other."""
-    model = empty(lambda: _untrained(checkpoint.kind, checkpoint.config, where=str(path)))
-    check_tensors(model, checkpoint.tensors, path)
-    return model
-
-
-def build(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Module:
-    """The untrained model of a kind, from settings as they were stored.
+def built_bare(kind: str, settings: Mapping[str, Any], weights: int, where: str | Path) -> nn.Module:
+    """The model of a kind without weights, from settings as they were stored beside so many.
 
     Raises CheckpointError, naming `where` they came from.
     """
-    # Weights that are about to be replaced must not cost the caller random numbers.
-    with making, torch.random.fork_rng(devices=[]):
-        return _untrained(kind, settings, where=where)
+    return empty_of(lambda: _untrained(kind, settings, where=str(where)), weights, where)
 
 
 def _untrained(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Module:

@@ -7,7 +7,7 @@ picture looks like from afar.
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from einops import rearrange
@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_2 import bounds
 from dalle_2.config import Settings, parse
 from dalle_2.errors import UsageError
 from dalle_2.models.layers.grid_pool import GridPool
@@ -31,6 +32,11 @@ SIDE_WEIGHTS = {"phrases_image": 0.025, "phrases_text": 0.025, "thumbnail": 20.0
 MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5: larger temperatures make training unstable
 
 
+# Of a channel of pictures in [0, 1].
+Mean = Annotated[float, Field(ge=-bounds.FACTOR, le=bounds.FACTOR)]
+Spread = Annotated[float, Field(ge=1 / bounds.FACTOR, le=bounds.FACTOR)]
+
+
 class VisionConfig(TowerConfig):
     """The image tower. stem: patches come from one linear map, or from convolutions with `stem_blocks` residual blocks.
 
@@ -39,25 +45,23 @@ class VisionConfig(TowerConfig):
     [-1, 1] as it is.
     """
 
-    width: int = Field(160, ge=1)
-    depth: int = Field(4, ge=0)
-    heads: int = Field(5, ge=1)
-    image_size: int = Field(64, ge=1)
-    patch: int = Field(8, ge=1)
+    width: int = Field(160, ge=1, le=bounds.WIDTH)
+    depth: int = Field(4, ge=0, le=bounds.DEPTH)
+    heads: int = Field(5, ge=1, le=bounds.WIDTH)
+    image_size: int = Field(64, ge=1, le=bounds.SIDE)
+    patch: int = Field(8, ge=1, le=bounds.SIDE)
     stem: Literal["patch", "conv"] = "patch"
-    stem_blocks: int = Field(0, ge=0)
+    stem_blocks: int = Field(0, ge=0, le=bounds.DEPTH)
     pool: Literal["class", "grid", "grid_mean"] = "class"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[Mean, Mean, Mean] = (0.5, 0.5, 0.5)
+    std: tuple[Spread, Spread, Spread] = (0.5, 0.5, 0.5)
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} must be a multiple of patch {self.patch}")
         if self.stem == "conv" and (self.patch < 2 or self.patch & (self.patch - 1)):
-            raise ValueError(
-                f"a conv stem halves the picture, so patch must be 2, 4, 8, ..., got {self.patch}"
-            )
+            raise ValueError(f"a conv stem halves the picture, so patch must be 2, 4, 8, ..., got {self.patch}")
         return self
 
 
@@ -73,13 +77,13 @@ class CLIPConfig(Settings):
 
     vision: VisionConfig | None = VisionConfig()
     text: TextConfig = TextConfig()
-    embed_dim: int = Field(512, ge=1)
+    embed_dim: int = Field(512, ge=1, le=bounds.WIDTH)
     logit_scale: float = Field(1 / 0.07, gt=0, le=MAX_LOGIT_SCALE)
     normalised: bool = True
     centred: bool = False
-    phrases: int = Field(0, ge=0)
-    thumbnail: int = Field(0, ge=0, multiple_of=8)
-    side_weight: float = Field(1.0, ge=0)
+    phrases: int = Field(0, ge=0, le=bounds.HIDDEN)
+    thumbnail: int = Field(0, ge=0, multiple_of=8, le=bounds.SIDE)
+    side_weight: float = Field(1.0, ge=0, le=bounds.FACTOR)
 
 
 class VisionTower(MixedPrecision):

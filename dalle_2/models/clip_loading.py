@@ -14,10 +14,10 @@ from dalle_2.errors import CheckpointError, HubError, MissingExtra, UsageError
 from dalle_2.json_file import read_object
 from dalle_2.models.checkpoints import load_model
 from dalle_2.models.clip import CLIP, CLIPConfig
-from dalle_2.models.unfilled import in_memory, unfilled
+from dalle_2.models.unfilled import empty_of, give_memory, in_memory
 from dalle_2.paths import at_home
 from dalle_2.text.tokenizer import Tokenizer
-from dalle_2.weights.checkpoint import load_tensors, read_tensors
+from dalle_2.weights.checkpoint import check_tensors, load_tensors, read_tensors
 from dalle_2.weights.hf_clip import convert_config, convert_tensors
 
 OWN_FILES = ("clip.safetensors", "clip.pth")
@@ -103,8 +103,11 @@ def load_clip_folder(folder: str | Path) -> Loaded:
         _read_json(folder / "config.json"), _read_json(preprocessing) if preprocessing.exists() else None
     )
     config = parse(CLIPConfig, values, where=str(folder / "config.json"))
-    model = unfilled(lambda: CLIP(config))
-    load_tensors(model, convert_tensors(_folder_tensors(folder)), folder)
+    tensors = convert_tensors(_folder_tensors(folder))
+    model = empty_of(lambda: CLIP(config), len(tensors), folder)
+    check_tensors(model, tensors, folder)
+    give_memory(model)
+    load_tensors(model, tensors, folder)
     return Loaded(model.eval(), Tokenizer.from_clip_folder(folder, context_length=config.text.context_length))
 
 
@@ -138,9 +141,7 @@ def load_openclip(name: str) -> Loaded:
         raise UsageError(f"got 'openclip:{name}': expected 'openclip:MODEL/tag', like {example!r}")
     open_clip = _open_clip()
     if (model, tag) not in open_clip.list_pretrained():
-        raise UsageError(
-            f"open_clip has no weights {tag!r} for a model {model!r}: see open_clip.list_pretrained()"
-        )
+        raise UsageError(f"open_clip has no weights {tag!r} for a model {model!r}: see open_clip.list_pretrained()")
     return Loaded(in_memory(lambda: OpenCLIPModel(model, tag)).eval(), open_clip.get_tokenizer(model))
 
 

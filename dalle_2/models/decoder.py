@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from dalle_2 import bounds
 from dalle_2.errors import UsageError
 from dalle_2.models.captions import caption_conditions
 from dalle_2.models.decoder_unet import DecoderUNet, DecoderUNetConfig
@@ -47,17 +48,17 @@ class DecoderConfig(DiffusionConfig):
     of pictures or, for a pipeline without a prior (section 5.1), those of captions.
     """
 
-    clip: float | None = Field(default=1.0, gt=0)
-    sigma_data: float | None = Field(default=0.5, gt=0)
-    image_size: int = Field(default=64, ge=8)
+    clip: float | None = Field(default=1.0, gt=0, le=bounds.FACTOR)
+    sigma_data: float | None = Field(default=0.5, gt=0, le=bounds.FACTOR)
+    image_size: int = Field(default=64, ge=8, le=bounds.SIDE)
     unet: DecoderUNetConfig = DecoderUNetConfig()
     space: EmbeddingSpace | None = None
-    z_noise: float = Field(default=0.0, ge=0)
+    z_noise: float = Field(default=0.0, ge=0, le=bounds.FACTOR)
     draft: DraftConfig | None = None
     caption: TextConfig | None = None
     caption_drop: float = Field(default=0.5, ge=0, lt=1)
-    text_guidance: float | None = Field(default=None, ge=0)
-    empty: tuple[int, ...] | None = None
+    text_guidance: float | None = Field(default=None, ge=0, le=bounds.FACTOR)
+    empty: tuple[Annotated[int, Field(ge=0, le=bounds.TOKEN)], ...] | None = Field(None, max_length=bounds.CONTEXT)
     of: Literal["image", "text"] = "image"
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_2 import bounds
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 from dalle_2.models.layers.init import zeroed
@@ -45,27 +46,27 @@ class DecoderUNetConfig(Settings):
     where there is much noise and the noised one where little is left.
     """
 
-    channels: int = Field(default=32, ge=1)
-    multiples: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 4)
-    blocks: int = Field(default=1, ge=1)
-    attention: tuple[int, ...] = (2, 3)
+    channels: int = Field(default=32, ge=1, le=bounds.WIDTH)
+    multiples: tuple[Annotated[int, Field(ge=1, le=bounds.FEW)], ...] = Field((1, 2, 4, 4), max_length=bounds.LEVELS)
+    blocks: int = Field(default=1, ge=1, le=bounds.BLOCKS)
+    attention: tuple[int, ...] = Field((2, 3), max_length=bounds.LEVELS)
     middle_attention: bool = True
-    head_channels: int = Field(default=32, ge=1)
-    patch: int = Field(default=1, ge=1)
-    out_channels: int = Field(default=3, ge=1)
-    low_res_channels: int = Field(default=0, ge=0)
-    known_channels: int = Field(default=0, ge=0)
-    text_dim: int = Field(default=0, ge=0)
-    pooled_dim: int = Field(default=0, ge=0)
+    head_channels: int = Field(default=32, ge=1, le=bounds.WIDTH)
+    patch: int = Field(default=1, ge=1, le=bounds.FEW)
+    out_channels: int = Field(default=3, ge=1, le=bounds.WIDTH)
+    low_res_channels: int = Field(default=0, ge=0, le=bounds.WIDTH)
+    known_channels: int = Field(default=0, ge=0, le=bounds.WIDTH)
+    text_dim: int = Field(default=0, ge=0, le=bounds.WIDTH)
+    pooled_dim: int = Field(default=0, ge=0, le=bounds.WIDTH)
     norm_text: bool = False
     text_projection: bool = True
-    z_dim: int = Field(default=512, ge=0)
-    t_dim: int = Field(default=512, ge=1)
-    context_tokens: int = Field(default=4, ge=0)
-    context_dim: int = Field(default=0, ge=0)
-    groups: int | None = Field(default=None, ge=1)
-    z_map_channels: int = Field(default=0, ge=0)
-    z_map_side: int = Field(default=16, ge=1)
+    z_dim: int = Field(default=512, ge=0, le=bounds.WIDTH)
+    t_dim: int = Field(default=512, ge=1, le=bounds.HIDDEN)
+    context_tokens: int = Field(default=4, ge=0, le=bounds.FEW)
+    context_dim: int = Field(default=0, ge=0, le=bounds.HIDDEN)
+    groups: int | None = Field(default=None, ge=1, le=bounds.WIDTH)
+    z_map_channels: int = Field(default=0, ge=0, le=bounds.WIDTH)
+    z_map_side: int = Field(default=16, ge=1, le=bounds.SIDE)
     scale_shift: bool = True
     resample: Literal["conv", "residual"] = "conv"
     carry: bool = False

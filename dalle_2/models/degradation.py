@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle_2 import bounds
 from dalle_2.config import Settings
 from dalle_2.images import from_pil, to_pil
 from dalle_2.sampling.noise import normal, uniform, whole_numbers
@@ -30,8 +31,8 @@ SHARPEST = 0.05  # pixels; a Gaussian that is narrower touches no neighbour
 
 
 def _rising(ends: tuple[float, float]) -> tuple[float, float]:
-    if not 0 <= ends[0] <= ends[1]:
-        raise ValueError("must be two numbers from 0 up, the lower one first")
+    if not 0 <= ends[0] <= ends[1] <= bounds.FACTOR:
+        raise ValueError(f"must be two numbers from 0 up, the lower one first, and none above {bounds.FACTOR:g}")
     return ends
 
 

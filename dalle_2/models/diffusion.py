@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle_2 import bounds
 from dalle_2.config import Settings, parse
 from dalle_2.errors import UsageError
 from dalle_2.models.embedding_space import EmbeddingSpace
@@ -31,25 +32,25 @@ C = TypeVar("C", bound="DiffusionConfig")
 class DiffusionConfig(Settings):
     """The noise a process was trained under, what its network predicts, and how it is sampled by default."""
 
-    T: int = Field(default=1000, ge=1)
+    T: int = Field(default=1000, ge=1, le=bounds.TIMESTEPS)
     schedule: Literal["cosine", "linear"] = "cosine"
     target: Target = "x_0"
     drop: float = Field(default=0.1, ge=0, lt=1)
     """Share of training rows whose condition is replaced by the null condition (classifier-free guidance)."""
-    steps: int = Field(default=25, ge=1)
-    guidance: float = Field(default=1.0, ge=0)
+    steps: int = Field(default=25, ge=1, le=bounds.TIMESTEPS)
+    guidance: float = Field(default=1.0, ge=0, le=bounds.FACTOR)
     spacing: Spacing | None = None
     """None: trailing; leading where the network predicts noise, see `Diffusion.spacing`."""
-    clip: float | None = Field(default=None, gt=0)
+    clip: float | None = Field(default=None, gt=0, le=bounds.FACTOR)
     """Guesses of the clean data are kept in [-clip, clip] while sampling, as `threshold` says."""
     threshold: Threshold = "static"
-    sinusoid: int = Field(default=128, ge=2, multiple_of=2)
+    sinusoid: int = Field(default=128, ge=2, multiple_of=2, le=bounds.WIDTH)
     """Numbers that a timestep is encoded in before the network learns of it."""
-    eps_mean_square: tuple[float, ...] | None = Field(default=None, repr=False)
+    eps_mean_square: tuple[float, ...] | None = Field(default=None, repr=False, max_length=bounds.TIMESTEPS)
     """Mean square of the predicted noise, one a timestep: what Analytic-DPM's variance is made of (Bao et al. 2022)."""
     learned_variance: bool = False
     """Whether the network also says how uncertain each step is (Nichol & Dhariwal 2021, eq. 15)."""
-    sigma_data: float | None = Field(default=None, gt=0)
+    sigma_data: float | None = Field(default=None, gt=0, le=bounds.FACTOR)
     """Standard deviation of clean data around their mean, as the network sees them: its answer is added to what x_t
     says, see `preconditioning.py`. None: the answer is the target itself, as in published weights."""
 

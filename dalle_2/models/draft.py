@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_2 import bounds
 from dalle_2.config import Settings
 from dalle_2.models.diffusion import Batch, require, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
@@ -27,12 +28,12 @@ COARSEST = 8  # pixels of the picture under a square of the coarsest map
 class DraftConfig(Settings):
     """Sizes of the generator. z_noise: as the decoder's, on whitened embeddings in training."""
 
-    image_size: int = Field(default=64, ge=COARSEST, multiple_of=COARSEST)
-    z_dim: int = Field(default=512, ge=1)
-    width: int = Field(default=384, ge=1)
-    depth: int = Field(default=3, ge=0)
-    channels: int = Field(default=32, ge=4, multiple_of=4)
-    z_noise: float = Field(default=0.0, ge=0)
+    image_size: int = Field(default=64, ge=COARSEST, multiple_of=COARSEST, le=bounds.SIDE)
+    z_dim: int = Field(default=512, ge=1, le=bounds.WIDTH)
+    width: int = Field(default=384, ge=1, le=bounds.WIDTH)
+    depth: int = Field(default=3, ge=0, le=bounds.DEPTH)
+    channels: int = Field(default=32, ge=4, multiple_of=4, le=bounds.WIDTH)
+    z_noise: float = Field(default=0.0, ge=0, le=bounds.FACTOR)
     space: EmbeddingSpace | None = None
 
 

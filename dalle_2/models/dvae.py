@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_2 import bounds
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 
@@ -19,11 +20,11 @@ class DVAEConfig(Settings):
     decoder. width: of the finest. start: what the decoder makes of a code. codes: how many there are.
     """
 
-    width: int = Field(default=256, ge=4, multiple_of=4)
-    groups: int = Field(default=4, ge=1)
-    blocks: int = Field(default=2, ge=1)
-    start: int = Field(default=128, ge=1)
-    codes: int = Field(default=8192, ge=2)
+    width: int = Field(default=256, ge=4, multiple_of=4, le=bounds.WIDTH)
+    groups: int = Field(default=4, ge=1, le=bounds.LEVELS)
+    blocks: int = Field(default=2, ge=1, le=bounds.BLOCKS)
+    start: int = Field(default=128, ge=1, le=bounds.WIDTH)
+    codes: int = Field(default=8192, ge=2, le=bounds.VOCABULARY)
 
     @property
     def widths(self) -> list[int]:

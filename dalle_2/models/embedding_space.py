@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from dalle_2 import bounds
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 
@@ -23,12 +24,12 @@ class EmbeddingSpace(Settings):
     direction, both or neither. scale: factor after whitening, so that a network sees values of about unit variance.
     """
 
-    dim: int = Field(512, ge=1)
+    dim: int = Field(512, ge=1, le=bounds.WIDTH)
     normalised: bool = True
-    basis: tuple[tuple[float, ...], ...] | None = Field(None, repr=False)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    scale: float = Field(1.0, gt=0)
+    basis: tuple[tuple[float, ...], ...] | None = Field(None, repr=False, max_length=bounds.WIDTH)
+    mean: tuple[float, ...] | None = Field(None, max_length=bounds.WIDTH)
+    std: tuple[float, ...] | None = Field(None, max_length=bounds.WIDTH)
+    scale: float = Field(1.0, gt=0, le=bounds.FACTOR)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle_2 import bounds
 from dalle_2.errors import UsageError
 from dalle_2.models.captions import caption_conditions
 from dalle_2.models.dalle2 import OnStep, finite, watch
@@ -57,13 +58,13 @@ class GlideConfig(DiffusionConfig):
 
     target: Target = "eps"
     learned_variance: bool = True
-    clip: float | None = Field(default=1.0, gt=0)
-    steps: int = Field(default=100, ge=1)
-    guidance: float = Field(default=3.0, ge=0)
+    clip: float | None = Field(default=1.0, gt=0, le=bounds.FACTOR)
+    steps: int = Field(default=100, ge=1, le=bounds.TIMESTEPS)
+    guidance: float = Field(default=3.0, ge=0, le=bounds.FACTOR)
     spacing: Spacing | None = "linspace"
-    image_size: int = Field(default=64, ge=8)
-    low_res_size: int | None = Field(default=None, ge=4)
-    temperature: float = Field(default=1.0, gt=0)
+    image_size: int = Field(default=64, ge=8, le=bounds.SIDE)
+    low_res_size: int | None = Field(default=None, ge=4, le=bounds.SIDE)
+    temperature: float = Field(default=1.0, gt=0, le=bounds.FACTOR)
     unet: DecoderUNetConfig
     caption: TextConfig
 

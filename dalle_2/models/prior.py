@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Annotated
 
 import torch
 from einops import rearrange
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from dalle_2 import bounds
 from dalle_2.models.captions import Caption, caption_conditions, repeated
 from dalle_2.models.diffusion import Batch, Bound, Diffusion, DiffusionConfig, require, settled, unit_space
 from dalle_2.models.embedding_space import EmbeddingSpace
@@ -37,17 +39,17 @@ class PriorConfig(DiffusionConfig):
     """
 
     target: Target = "eps"
-    sigma_data: float | None = Field(default=1.0, gt=0)
-    dim: int = Field(default=512, ge=1)
-    width: int = Field(default=512, ge=1)
-    depth: int = Field(default=6, ge=0)
-    heads: int = Field(default=8, ge=1)
-    refine: int = Field(default=0, ge=0)
-    candidates: int = Field(default=2, ge=1)
+    sigma_data: float | None = Field(default=1.0, gt=0, le=bounds.FACTOR)
+    dim: int = Field(default=512, ge=1, le=bounds.WIDTH)
+    width: int = Field(default=512, ge=1, le=bounds.WIDTH)
+    depth: int = Field(default=6, ge=0, le=bounds.DEPTH)
+    heads: int = Field(default=8, ge=1, le=bounds.WIDTH)
+    refine: int = Field(default=0, ge=0, le=bounds.DEPTH)
+    candidates: int = Field(default=2, ge=1, le=bounds.CANDIDATES)
     caption: TextConfig | None = None
-    text_positions: int = Field(default=0, ge=0)
+    text_positions: int = Field(default=0, ge=0, le=bounds.CONTEXT)
     time_projection: bool = True
-    empty: tuple[int, ...] | None = None
+    empty: tuple[Annotated[int, Field(ge=0, le=bounds.TOKEN)], ...] | None = Field(None, max_length=bounds.CONTEXT)
     space: EmbeddingSpace | None = None
     text_space: EmbeddingSpace | None = None
 

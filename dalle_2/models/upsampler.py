@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_2 import bounds
 from dalle_2.errors import UsageError
 from dalle_2.models.allocation import freed_at_once
 from dalle_2.models.decoder import condition, require_eta
@@ -67,17 +68,17 @@ class UpsamplerConfig(DiffusionConfig):
     PyTorch's plain one. `last`: a second network of the same shape predicts at timestep 0. Karlo has both.
     """
 
-    clip: float | None = Field(default=1.0, gt=0)
-    sigma_data: float | None = Field(default=0.15, gt=0)
-    image_size: int = Field(default=256, ge=8)
-    low_res_size: int = Field(default=64, ge=4)
-    crop: int | None = Field(default=None, ge=1)
+    clip: float | None = Field(default=1.0, gt=0, le=bounds.FACTOR)
+    sigma_data: float | None = Field(default=0.15, gt=0, le=bounds.FACTOR)
+    image_size: int = Field(default=256, ge=8, le=bounds.SIDE)
+    low_res_size: int = Field(default=64, ge=4, le=bounds.SIDE)
+    crop: int | None = Field(default=None, ge=1, le=bounds.SIDE)
     degradation: Literal["blur", "bsr"] = "blur"
-    blur: float = Field(default=0.6, ge=0)
+    blur: float = Field(default=0.6, ge=0, le=bounds.FACTOR)
     bsr: BSRSettings = BSRSettings()
-    corruption: float = Field(default=0.0, ge=0)
-    noise_levels: int = Field(default=0, ge=0)
-    noise_level: int = Field(default=0, ge=0)
+    corruption: float = Field(default=0.0, ge=0, le=bounds.FACTOR)
+    noise_levels: int = Field(default=0, ge=0, le=bounds.TIMESTEPS)
+    noise_level: int = Field(default=0, ge=0, le=bounds.TIMESTEPS)
     antialiased: bool = False
     last: bool = False
     unet: DecoderUNetConfig = SMALL_UNET

@@ -34,7 +34,7 @@ from dalle_2.models.prior import Prior, PriorConfig
 from dalle_2.models.rest import Shelved, at_work, whole
 from dalle_2.models.stages import StageDefaults
 from dalle_2.models.turns import MadeOnce
-from dalle_2.models.unfilled import empty
+from dalle_2.models.unfilled import empty_of
 from dalle_2.models.upsampler import Upsampler, UpsamplerConfig
 from dalle_2.pipelines import karlo_settings as settings
 from dalle_2.pipelines.find import FOREIGN as INDEX
@@ -154,13 +154,15 @@ class KarloParts:
     @MadeOnce
     def clip(self) -> CLIP:
         """Both towers, or the one for texts."""
-        model = empty(lambda: CLIP(self.clip_config)).eval().requires_grad_(False)
+        towers = {name: self._tower(name) for name in TOWERS if getattr(self.clip_config, name) is not None}
+        weights = sum(map(len, towers.values()))
+        model = empty_of(lambda: CLIP(self.clip_config), weights, self.folder).eval().requires_grad_(False)
         scale = torch.tensor(log(self.clip_config.logit_scale), dtype=torch.float32, device=self.device)
         model.log_scale = nn.Parameter(scale, requires_grad=False)
         for name, folder in TOWERS.items():
             if (tower := getattr(model, name)) is not None:
                 depth = getattr(self.clip_config, name).depth
-                check(nn.ModuleDict({name: tower}), clip_pairs(depth, depth), self._tower(name), self.folder / folder)
+                check(nn.ModuleDict({name: tower}), clip_pairs(depth, depth), towers[name], self.folder / folder)
                 part = Shelved(partial(getattr, model, name), partial(self._tower_weights, name))
                 part.resting(self.device, kept=not self.placement.low_memory)
         return model
@@ -198,6 +200,10 @@ class KarloParts:
         values |= {"normalised": False} | ({} if vision else {"vision": None})
         return _parsed(CLIPConfig, values, f"{self.folder / 'text_encoder'} and image_encoder")
 
+    def _weights(self, tensors: Mapping[str, Tensor]) -> int:
+        """How many a part has that reads captions, of these and of the text encoder's."""
+        return len(tensors) + len(self.clip.text.state_dict())
+
     @property
     def text(self) -> TextConfig:
         """The text encoder's settings, which prior and decoder read captions by."""
@@ -221,7 +227,7 @@ class KarloParts:
         mean, std = settings.whitening(tensors, self.folder / "prior")
         values = settings.prior(self.config("prior"), self.config("prior_scheduler"), self.text, self.empty, mean, std)
         config = _parsed(PriorConfig, values, self.folder / "prior")
-        model = empty(partial(Prior.from_config, config))
+        model = empty_of(partial(Prior.from_config, config), self._weights(tensors), self.folder / "prior")
         check(model, self._prior_pairs(config), tensors, self.folder / "prior")
         return model
 
@@ -238,8 +244,9 @@ class KarloParts:
             self.empty,
         )  # fmt: skip
         config = _parsed(DecoderConfig, values, self.folder / "decoder")
-        model = empty(partial(Decoder.from_config, config))
-        check(model, self._decoder_pairs(config.unet), self.tensors("decoder"), self.folder / "decoder")
+        tensors = self.tensors("decoder")
+        model = empty_of(partial(Decoder.from_config, config), self._weights(tensors), self.folder / "decoder")
+        check(model, self._decoder_pairs(config.unet), tensors, self.folder / "decoder")
         return model
 
     def decoder_weights(self, model: Decoder) -> dict[str, Tensor]:
@@ -253,10 +260,12 @@ class KarloParts:
         small = self.config("decoder").get("sample_size")
         values = settings.upsampler(first, last, self.config("super_res_scheduler"), small)
         config = _parsed(UpsamplerConfig, values, self.folder / "super_res_first")
-        model = empty(partial(Upsampler.from_config, config))
+        tensors = {part: self.tensors(part) for part in ("super_res_first", "super_res_last")}
+        weights = sum(map(len, tensors.values()))
+        model = empty_of(partial(Upsampler.from_config, config), weights, self.folder / "super_res_first")
         networks: dict[str, Any] = {"super_res_first": _first(model), "super_res_last": model.last}
         for part, network in networks.items():
-            check(network, self._upsampler_pairs(part, config.unet), self.tensors(part), self.folder / part)
+            check(network, self._upsampler_pairs(part, config.unet), tensors[part], self.folder / part)
         read = partial(self._network_weights, "super_res_last", config.unet, dtype=torch.float32)
         Shelved(partial(getattr, model, "last"), read).resting(self.device, kept=not self.placement.low_memory)
         networks["super_res_last"].network.remakes = self.placement.low_memory

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from dalle_2 import bounds
 from dalle_2.config import Settings, parse
 from dalle_2.errors import UsageError
 from dalle_2.scalars import plain_numbers
@@ -25,11 +26,11 @@ MAX_BETA = 0.999  # Nichol & Dhariwal 2021, §3.2: the last betas of the cosine 
 class NoiseSchedulerConfig(Settings):
     """What fixes a noise table. `betas` is given with schedule "explicit" and with no other."""
 
-    T: int = Field(default=1000, ge=1)
+    T: int = Field(default=1000, ge=1, le=bounds.TIMESTEPS)
     schedule: Schedule = "cosine"
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
-    betas: tuple[float, ...] | None = None
+    betas: tuple[float, ...] | None = Field(default=None, max_length=bounds.TIMESTEPS)
 
     @model_validator(mode="after")
     def _betas_fit(self) -> "NoiseSchedulerConfig":

@@ -148,4 +148,10 @@ def without_constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _section(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
     """The first configs had a second section, "…_config_dict", which wins."""
-    return {**(config.get(f"{tower}_config") or {}), **(config.get(f"{tower}_config_dict") or {})}
+    made: dict[str, Any] = {}
+    for name in (f"{tower}_config", f"{tower}_config_dict"):
+        section = config.get(name) or {}
+        if not isinstance(section, Mapping):
+            raise CheckpointError(f"{name} in the settings of a CLIP must be an object, got a {type(section).__name__}")
+        made |= section
+    return made

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from dalle_2 import bounds
 from dalle_2.config import Settings
 from dalle_2.errors import UsageError
 from dalle_2.models.layers.init import normal
@@ -16,12 +17,12 @@ from dalle_2.models.layers.transformer import Activation, Transformer
 class TowerConfig(Settings):
     """What every transformer over tokens or patches has. mlp_width None means four times the width."""
 
-    width: int = Field(ge=1)
-    depth: int = Field(ge=0)
-    heads: int = Field(ge=1)
-    mlp_width: int | None = Field(None, ge=1)
+    width: int = Field(ge=1, le=bounds.WIDTH)
+    depth: int = Field(ge=0, le=bounds.DEPTH)
+    heads: int = Field(ge=1, le=bounds.WIDTH)
+    mlp_width: int | None = Field(None, ge=1, le=bounds.HIDDEN)
     activation: Activation = "gelu"
-    eps: float = Field(1e-5, gt=0)
+    eps: float = Field(1e-5, gt=0, le=bounds.FACTOR)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -37,13 +38,13 @@ class TextConfig(TowerConfig):
     vectors, one a position, which are read like words, so that a text ends where its row ends.
     """
 
-    width: int = Field(160, ge=1)
-    depth: int = Field(3, ge=0)
-    heads: int = Field(5, ge=1)
-    vocab_size: int = Field(4096, ge=1)
-    context_length: int = Field(32, ge=2)
-    pad_id: int = Field(0, ge=0)
-    eos_id: int = Field(2, ge=0)
+    width: int = Field(160, ge=1, le=bounds.WIDTH)
+    depth: int = Field(3, ge=0, le=bounds.DEPTH)
+    heads: int = Field(5, ge=1, le=bounds.WIDTH)
+    vocab_size: int = Field(4096, ge=1, le=bounds.VOCABULARY)
+    context_length: int = Field(32, ge=2, le=bounds.CONTEXT)
+    pad_id: int = Field(0, ge=0, le=bounds.TOKEN)
+    eos_id: int = Field(2, ge=0, le=bounds.TOKEN)
     pool: Literal["eos", "highest"] = "eos"
     causal: bool = True
     padding: bool = False
