@@ -127,7 +127,7 @@ def _lean(path: str | Path, kind: str | None) -> nn.Module:
 
 def weightless(checkpoint: Checkpoint, path: str | Path) -> nn.Module:
     """The model without weights, once its settings and the file's tensors are known to fit each other."""
-    model = builtweightless(checkpoint.kind, checkpoint.config, len(checkpoint.tensors), path)
+    model = built_bare(checkpoint.kind, checkpoint.config, len(checkpoint.tensors), path)
     check_tensors(model, checkpoint.tensors, path)
     model.provenance = checkpoint.provenance  # type: ignore[assignment]
     return model.eval()

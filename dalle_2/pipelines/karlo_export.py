@@ -27,6 +27,7 @@ from dalle_2.text.tokenizer import Tokenizer
 from dalle_2.weights.hf_clip import clip_pairs
 from dalle_2.weights.karlo_names import TEXT, prior_pairs, text_pairs, time_pairs, unet_pairs
 from dalle_2.weights.layout import to_theirs
+from dalle_2.weights.narrowing import narrowed
 from dalle_2.weights.safetensors_file import write_safetensors
 
 VERSION = "0.11.0.dev0"  # of diffusers, when Karlo came to it
@@ -134,7 +135,7 @@ def _tensors(shaped: Shaped) -> Iterator[tuple[str, dict[str, Tensor]]]:
 def _write(folder: Path, part: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
     folder.mkdir()
     name = "model.safetensors" if part.endswith("encoder") else "diffusion_pytorch_model.safetensors"
-    plain = {name: x.detach().cpu().to(dtype or x.dtype) for name, x in tensors.items()}
+    plain = narrowed(tensors, dtype, folder / name)
     with atomic_path(folder / name) as path:
         write_safetensors(path, plain, {"format": "pt"})
 

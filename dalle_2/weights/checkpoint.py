@@ -7,7 +7,6 @@ values.
 import json
 import pickle
 import warnings
-import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,10 @@ from torch import Tensor, nn
 
 from dalle_2.errors import CheckpointError, UsageError
 from dalle_2.paths import atomic_path
+from dalle_2.weights.archive import check_readable, is_archive
+from dalle_2.weights.founded import unfounded
+from dalle_2.weights.listing import listed
+from dalle_2.weights.narrowing import narrowed
 from dalle_2.weights.prefixes import plain_name, plain_names
 from dalle_2.weights.safetensors_file import write_safetensors
 
@@ -50,7 +53,9 @@ def _grid_of_means(checkpoint: Checkpoint) -> Checkpoint:
     """In version 1 the pool "grid" added the mean of all patches; that is "grid_mean" now."""
     if "vision.projection.mean.weight" not in checkpoint.tensors:
         return checkpoint
-    vision = {**checkpoint.config["vision"], "pool": "grid_mean"}
+    if not isinstance(vision := checkpoint.config.get("vision"), dict):
+        return checkpoint  # damaged, which whoever parses the settings says
+    vision = {**vision, "pool": "grid_mean"}
     return replace(checkpoint, config={**checkpoint.config, "vision": vision})
 
 
@@ -69,13 +74,13 @@ def save_checkpoint(
 ) -> None:
     """Writes a checkpoint in the format that the suffix names; `dtype` is for floating-point tensors only.
 
-    exact: names of tensors that keep their own.
+    exact: names of tensors that keep their own. A tensor that `dtype` doesn't hold is kept in float32, with a warning.
 
     Raises UsageError for another suffix, CheckpointError if it can't be written; an older file stays whole.
     """
     path = Path(path)
     _check_suffix(path, (*SAFETENSORS, *PICKLED[:2]))
-    plain = {name: _plain(tensor, None if name in exact else dtype) for name, tensor in tensors.items()}
+    plain = narrowed(tensors, dtype, path, exact)
     checkpoint = Checkpoint(kind, dict(config), plain, dict(provenance or {}))
     write = _write_safetensors if path.suffix in SAFETENSORS else _write_pickled
     try:
@@ -95,8 +100,7 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     """
     path = Path(path)
     _check_suffix(path, (*SAFETENSORS, *PICKLED))
-    if not path.is_file():
-        raise CheckpointError(f"there is no weight file {path}")
+    check_readable(path)
     header, tensors = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_pickled(path)
     checkpoint = _migrated(_checkpoint(header, tensors, path), path)
     if kind is not None and checkpoint.kind != kind:
@@ -107,14 +111,18 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Only the tensors of any safetensors file or of a pickled one without code. Raises CheckpointError."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no weight file {path}")
+    check_readable(path)
     if path.suffix in SAFETENSORS:
         return _read_safetensors(path)[1]
     content = unpickled(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no table of tensors")
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    return tensors_of(content)
+
+
+def tensors_of(table: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Those of a table's entries that are tensors with a name."""
+    return {name: value for name, value in table.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
@@ -128,21 +136,21 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
 
 
 def check_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raises CheckpointError naming missing, superfluous and mis-shaped tensors, and those of another kind of numbers;
-    of their data nothing is read."""
+    """Raises CheckpointError naming tensors that are missing, superfluous, mis-shaped or no such numbers as the
+    module's; of their data nothing is read."""
     own, tensors = plain_names(module.state_dict()), plain_names(tensors)
+    shared = [name for name in own if name in tensors]
     problems = [
         *listed("missing", [name for name in own if name not in tensors]),
         *listed("not known here", [name for name in tensors if name not in own]),
         *listed(
-            "of another shape", [_shapes(n, tensors[n], own[n]) for n in own if _differs(n, tensors, own)]
+            "of another shape", [_shapes(n, tensors[n], own[n]) for n in shared if tensors[n].shape != own[n].shape]
         ),
-        *listed("of other numbers", [_numbers(n, tensors[n], own[n]) for n in own if _counts(n, tensors, own)]),
+        *listed("of other numbers", [_numbers(n, tensors[n], own[n]) for n in shared if _kind(tensors[n], own[n])]),
+        *unfounded(tensors),
     ]
     if problems:
-        raise CheckpointError(
-            f"the tensors of {source} don't fit {type(module).__name__}: {'; '.join(problems)}"
-        )
+        raise CheckpointError(f"the tensors of {source} don't fit {type(module).__name__}: {'; '.join(problems)}")
 
 
 def like(value: Tensor, own: Tensor) -> Tensor:
@@ -151,35 +159,17 @@ def like(value: Tensor, own: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def listed(title: str, names: list[str], most: int = 20) -> list[str]:
-    """A title with the first names under it and how many there are; nothing for none."""
-    if not names:
-        return []
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return [f"{title} ({len(names)}): {', '.join(names[:most])}{rest}"]
-
-
-def _differs(name: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    return name in tensors and tensors[name].shape != own[name].shape
-
-
 def _shapes(name: str, came: Tensor, expected: Tensor) -> str:
     return f"{name} is {tuple(came.shape)} instead of {tuple(expected.shape)}"
 
 
-def _counts(name: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether one holds whole numbers where the other holds fractions: a table of counts is no weight."""
-    return name in tensors and tensors[name].is_floating_point() != own[name].is_floating_point()
-
-
 def _numbers(name: str, came: Tensor, expected: Tensor) -> str:
-    kinds = (str(tensor.dtype).removeprefix("torch.") for tensor in (came, expected))
-    return f"{name} is {' instead of '.join(kinds)}"
+    return f"{name} is {str(came.dtype).removeprefix('torch.')} instead of {str(expected.dtype).removeprefix('torch.')}"
 
 
-def _plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    tensor = tensor.detach().cpu()
-    return tensor.to(dtype if tensor.is_floating_point() else None).contiguous()
+def _kind(came: Tensor, expected: Tensor) -> bool:
+    """Whether whole numbers stand for those with a point, or the other way."""
+    return came.is_complex() or came.is_floating_point() != expected.is_floating_point()
 
 
 def _check_suffix(path: Path, known: tuple[str, ...]) -> None:
@@ -216,15 +206,15 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
             header = (file.metadata() or {}).get(FORMAT)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         return header and json.loads(header), tensors
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is truncated, damaged or not a safetensors file ({error})") from None
+    except Exception as error:  # the library's, Python's for settings that are no JSON, and the system's
+        raise CheckpointError(f"{path} is truncated, damaged or not a safetensors file ({first_line(error)})") from None
 
 
 def _read_pickled(path: Path) -> tuple[Any, dict[str, Tensor]]:
     content = unpickled(path)
     if not isinstance(content, dict) or not isinstance(content.get("tensors"), dict):
         raise NoHeader(f"{path} is not a checkpoint of this package: it has no table of tensors")
-    return content.get(FORMAT), content["tensors"]
+    return content.get(FORMAT), tensors_of(content["tensors"])
 
 
 def unpickled(path: Path) -> Any:
@@ -233,16 +223,17 @@ def unpickled(path: Path) -> Any:
     try:
         with _quiet, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other versions: it is read, or refused below
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive(path))
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} was refused because it is damaged or holds more than plain values and tensors, and loading that "
             "could run code: write a model anew with dalle_2.save_model(model, path), which keeps its settings, too"
         ) from None
     except Exception as error:  # bytes that are no pickle can end in any error
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{path} is truncated, damaged or not a file of torch.save ({reason})"
+            f"{path} is truncated, damaged or not a file of torch.save ({first_line(error)})"
         ) from None
 
 
@@ -254,16 +245,17 @@ def require_readable(path: Path) -> None:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
 
 
+def first_line(error: Exception) -> str:
+    """What a library said, in a line that fits into a sentence; the error's name where it said nothing."""
+    return str(error).partition("\n")[0][:300] or type(error).__name__
+
+
 def _checkpoint(header: Any, tensors: dict[str, Tensor], path: Path) -> Checkpoint:
     if not isinstance(header, dict):
-        raise NoHeader(
-            f"{path} is not a checkpoint of this package: its header has no {FORMAT!r} entry"
-        )
+        raise NoHeader(f"{path} is not a checkpoint of this package: its header has no {FORMAT!r} entry")
     lacking = [key for key, kind in HEADER.items() if not isinstance(header.get(key), kind)]
     if lacking:
-        raise CheckpointError(
-            f"the header of {path} is damaged: {', '.join(lacking)} is missing or of a wrong type"
-        )
+        raise CheckpointError(f"the header of {path} is damaged: {', '.join(lacking)} is missing or of a wrong type")
     return Checkpoint(tensors=plain_names(tensors), **{key: header[key] for key in HEADER})
 
 
@@ -271,8 +263,7 @@ def _migrated(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     version = checkpoint.format_version
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, and this release reads up to {FORMAT_VERSION}: "
-            "upgrade dalle_2"
+            f"{path} has format version {version}, and this release reads up to {FORMAT_VERSION}: upgrade dalle_2"
         )
     for older in range(version, FORMAT_VERSION):
         if older not in MIGRATIONS:

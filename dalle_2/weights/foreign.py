@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from dalle_2.errors import CheckpointError
 from dalle_2.weights.aligned import aligned
-from dalle_2.weights.checkpoint import like, listed
+from dalle_2.weights.checkpoint import like
+from dalle_2.weights.founded import unfounded
 from dalle_2.weights.layout import Pair, expected
+from dalle_2.weights.listing import listed
 
 
 def check(module: nn.Module, pairs: Iterable[Pair], tensors: Mapping[str, Tensor], source: str | Path) -> None:
@@ -25,6 +27,7 @@ def check(module: nn.Module, pairs: Iterable[Pair], tensors: Mapping[str, Tensor
         *listed("not known here", [name for name in tensors if name not in wanted]),
         *listed("of another shape", _misshaped(wanted, tensors)),
         *listed("no floating-point numbers", [name for name in wanted if _is_whole(tensors.get(name))]),
+        *unfounded(tensors),
     ]
     if problems:
         raise CheckpointError(f"the tensors of {source} don't fit: {'; '.join(problems)}")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dalle_2.weights.checkpoint import SAFETENSORS, read_tensors, unpickled
+from dalle_2.weights.checkpoint import SAFETENSORS, read_tensors, tensors_of, unpickled
 from dalle_2.weights.prefixes import plain_names
 
 # What a table of weights is called in such files; the average comes before the weights it is of.
@@ -52,7 +52,7 @@ def _tables(content: Any, names: tuple[str, ...], *parents: Any) -> Iterator[tup
     """Tables of tensors, the one that is meant most likely first, each with what it lies in, from within outwards."""
     if not isinstance(content, Mapping) or len(parents) > DEEPEST:
         return
-    if content and all(isinstance(value, Tensor) for value in content.values()):
+    if content and len(tensors_of(content)) == len(content):
         yield dict(content), parents
         return
     for name in names:
