@@ -200,7 +200,6 @@ def _write_pickled(path: Path, checkpoint: Checkpoint) -> None:
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     """Our header, None if the file has none, and the tensors."""
-    require_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(FORMAT)
@@ -219,7 +218,7 @@ def _read_pickled(path: Path) -> tuple[Any, dict[str, Tensor]]:
 
 def unpickled(path: Path) -> Any:
     """What torch.save wrote, of plain values and tensors alone. Raises CheckpointError."""
-    require_readable(path)
+    check_readable(path)
     try:
         with _quiet, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other versions: it is read, or refused below
@@ -235,14 +234,6 @@ def unpickled(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is truncated, damaged or not a file of torch.save ({first_line(error)})"
         ) from None
-
-
-def require_readable(path: Path) -> None:
-    """Raises CheckpointError for a file that may not be read, of which libraries say other things."""
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
 
 
 def first_line(error: Exception) -> str:
