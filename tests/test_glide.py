@@ -361,7 +361,7 @@ def test_what_a_folder_lacks_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has 261 tokens, and GLIDE knows 50257"):
         load_glide(tmp_path)
     (tmp_path / "vocab.bpe.gz").write_bytes(b"\x1f\x8b nothing")
-    with pytest.raises(CheckpointError, match="vocab.bpe in .* can't be read"):
+    with pytest.raises(CheckpointError, match="vocab.bpe.gz can't be read"):
         load_glide(tmp_path)
     (tmp_path / "vocab.bpe.gz").unlink()
     with pytest.raises(CheckpointError, match="lacks vocab.bpe.gz: copy"):

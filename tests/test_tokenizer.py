@@ -91,7 +91,7 @@ def test_a_saved_tokenizer_is_the_same_and_so_is_one_trained_again(tmp_path: Pat
         ("{", "can't be read as JSON"),
         ("[1]", "expected a JSON object"),
         ("{}", "no 'dalle_2' entry"),
-        ('{"dalle_2": {"bos_id": 1}}', "lacks 'eos_id'"),
+        ('{"dalle_2": {"bos_id": 1}}', "'eos_id' is missing"),
         (
             '{"dalle_2": {"bos_id": 1, "eos_id": 2, "pad_id": 0, "context_length": 9, "known_words": []}}',
             "is not a tokenizer",

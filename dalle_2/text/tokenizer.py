@@ -7,21 +7,28 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import torch
 from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
+from dalle_2 import bounds
+from dalle_2.config import describe
 from dalle_2.errors import CheckpointError, DataError, UsageError
-from dalle_2.json_file import read_object
+from dalle_2.json_file import MOST_BYTES, read_object
 from dalle_2.paths import atomic_write_text
+from dalle_2.text.vocabulary import lines_of_merges, text_of, vocabulary
+
+E = TypeVar("E", bound=BaseModel)
 
 PAD, BOS, EOS = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"  # behind the last bytes of a word in CLIP's vocabulary
 KNOWN_WORDS = 20_000
 CLIP_CONTEXT = 77
 # Our own entry in tokenizer.json; everything else in the file is the tokenizers library's format.
@@ -37,16 +44,51 @@ class SpecialIds(NamedTuple):
     pad: int
 
 
+TokenId = Annotated[int, Field(ge=0, le=bounds.VOCABULARY)]
+
+
+class OwnEntry(BaseModel):
+    """What our own entry in tokenizer.json says."""
+
+    model_config = ConfigDict(strict=True)
+
+    bos_id: TokenId
+    eos_id: TokenId
+    pad_id: TokenId
+    context_length: int = Field(ge=2, le=bounds.CONTEXT)
+    known_words: list[str] = Field(max_length=KNOWN_WORDS)
+
+
+class NamedToken(BaseModel):
+    """A token as a record."""
+
+    content: str
+
+
+class ClipEntry(BaseModel):
+    """What is read of tokenizer_config.json: special tokens, by name or as records, and how long a row is."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    bos_token: str | NamedToken | None = None
+    eos_token: str | NamedToken | None = None
+    pad_token: str | NamedToken | None = None
+    model_max_length: float | None = Field(None, ge=2)
+
+    @property
+    def tokens(self) -> dict[str, str]:
+        """Those that are named."""
+        named = {"bos": self.bos_token, "eos": self.eos_token, "pad": self.pad_token}
+        plain = {name: token.content if isinstance(token, NamedToken) else token for name, token in named.items()}
+        return {name: token for name, token in plain.items() if token}
+
+
 class Tokenizer:
     """Turns texts into rows `BOS … EOS pad pad` of `context_length` ids."""
 
-    def __init__(
-        self, bpe: BPE, *, special: SpecialIds, context_length: int, known_words: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, bpe: BPE, *, special: SpecialIds, context_length: int, known_words: Iterable[str] = ()) -> None:
         if context_length < 2:
-            raise UsageError(
-                f"context_length must be at least 2, one start and one end token, got {context_length}"
-            )
+            raise UsageError(f"context_length must be at least 2, one start and one end token, got {context_length}")
         bpe.no_truncation()
         bpe.no_padding()
         # "<|endoftext|>" inside a prompt is text, never a command.
@@ -54,6 +96,8 @@ class Tokenizer:
         self._bpe = bpe
         self.bos_id, self.eos_id, self.pad_id = special
         self.context_length = context_length
+        # Ids from 0 to below this: what a model must know, also where some between stand for nothing.
+        self.vocab_size = 1 + max(bpe.get_vocab(with_added_tokens=True).values(), default=-1)
         self.known_words: tuple[str, ...] = tuple(known_words)
         self._known = frozenset(self.known_words)
 
@@ -65,9 +109,7 @@ class Tokenizer:
         """
         least = 256 + 3
         if vocab_size < least:
-            raise UsageError(
-                f"vocab_size must be at least {least}, 256 bytes and 3 special tokens, got {vocab_size}"
-            )
+            raise UsageError(f"vocab_size must be at least {least}, 256 bytes and 3 special tokens, got {vocab_size}")
         counts: Counter[str] = Counter()
         bpe = _empty_bpe()
         bpe.train_from_iterator(_counted(captions, counts), _trainer(vocab_size))
@@ -84,12 +126,12 @@ class Tokenizer:
         own = content.pop(OWN_KEY, None)
         if own is None:
             raise CheckpointError(f"{path} is not a tokenizer of this package: it has no {OWN_KEY!r} entry")
-        try:
-            special = SpecialIds(own["bos_id"], own["eos_id"], own["pad_id"])
-            length, known = own["context_length"], own["known_words"]
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged: its {OWN_KEY!r} entry lacks {error}") from None
-        return cls(_parse(content, Path(path)), special=special, context_length=length, known_words=known)
+        entry = _parsed(OwnEntry, own, f"its {OWN_KEY!r} entry", Path(path))
+        bpe = _parse(content, Path(path))
+        special = SpecialIds(entry.bos_id, entry.eos_id, entry.pad_id)
+        if any(bpe.id_to_token(number) is None for number in special):
+            raise CheckpointError(f"{path} is damaged: its {OWN_KEY!r} entry names an id that no token has")
+        return cls(bpe, special=special, context_length=entry.context_length, known_words=entry.known_words)
 
     @classmethod
     def from_clip_folder(cls, folder: str | Path, *, context_length: int | None = None) -> Self:
@@ -99,27 +141,20 @@ class Tokenizer:
         Raises CheckpointError if the folder holds neither tokenizer.json nor vocab.json and merges.txt.
         """
         folder = Path(folder)
-        bpe = _clip_bpe(folder)
-        settings = (
-            _read_json(folder / "tokenizer_config.json")
-            if (folder / "tokenizer_config.json").exists()
-            else {}
-        )
-        tokens = {"bos": BOS, "eos": EOS, "pad": EOS} | _named_tokens(settings)
+        bpe, settings = _clip_bpe(folder), _clip_settings(folder / "tokenizer_config.json")
+        tokens = {"bos": BOS, "eos": EOS, "pad": EOS} | settings.tokens
         missing = [token for token in tokens.values() if bpe.token_to_id(token) is None]
         if missing:
             raise CheckpointError(f"the vocabulary in {folder} lacks {', '.join(sorted(set(missing)))}")
         special = SpecialIds(*(bpe.token_to_id(tokens[name]) or 0 for name in ("bos", "eos", "pad")))
         # 77 is CLIP's own; tokenizers without a limit store 1e30.
-        stated = int(settings.get("model_max_length") or CLIP_CONTEXT)
+        stated = int(settings.model_max_length or CLIP_CONTEXT)
         length = context_length or (stated if stated < 10_000 else CLIP_CONTEXT)
         return cls(bpe, special=special, context_length=length)
 
     def __call__(self, texts: list[str]) -> Int[Tensor, "n {self.context_length}"]:
         """One row a text; a text too long for `context_length` loses its end and keeps EOS."""
-        rows = [
-            self._row(encoding.ids) for encoding in self._bpe.encode_batch(texts, add_special_tokens=False)
-        ]
+        rows = [self._row(encoding.ids) for encoding in self._bpe.encode_batch(texts, add_special_tokens=False)]
         return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(len(texts), self.context_length)
 
     def _row(self, ids: list[int]) -> list[int]:
@@ -130,10 +165,6 @@ class Tokenizer:
     def room(self) -> int:
         """How many tokens of a text a row has room for."""
         return self.context_length - 2
-
-    @property
-    def vocab_size(self) -> int:
-        return self._bpe.get_vocab_size(with_added_tokens=True)
 
     def truncated(self, text: str) -> bool:
         """True if `text` does not fit into `context_length`."""
@@ -166,7 +197,6 @@ class Tokenizer:
         content = {OWN_KEY: own, **json.loads(self._bpe.to_str())}
         atomic_write_text(path, json.dumps(content, ensure_ascii=False, indent=1))
 
-
     def library_json(self) -> str:
         """What the tokenizers library writes of it."""
         return str(self._bpe.to_str())
@@ -191,7 +221,10 @@ def _counted(captions: Iterable[str], counts: Counter[str]) -> Iterator[str]:
 
 
 def _empty_bpe() -> BPE:
-    bpe = BPE(models.BPE())
+    return _cut_as_ours(BPE(models.BPE()))
+
+
+def _cut_as_ours(bpe: BPE) -> BPE:
     bpe.normalizer = normalizers.Sequence(
         [
             normalizers.NFC(),
@@ -203,6 +236,19 @@ def _empty_bpe() -> BPE:
     # The leading space makes a word the same token at the start of a caption as inside it.
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.ByteLevel()
+    return bpe
+
+
+def _cut_as_clip(bpe: BPE) -> BPE:
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     return bpe
 
 
@@ -221,31 +267,23 @@ def _clip_bpe(folder: Path) -> BPE:
         return _parse(_read_json(folder / "tokenizer.json"), folder / "tokenizer.json")
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocab.exists() and merges.exists()):
-        raise CheckpointError(
-            f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
-        )
+        raise CheckpointError(f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt")
+    where = f"{vocab} with {merges.name}"
+    ids, lines = _read_json(vocab), lines_of_merges(text_of(merges, MOST_BYTES))
+    known = vocabulary(ids, lines, where)
+    special = tuple(token for token in (BOS, EOS) if token in known.ids)
+    return _cut_as_clip(known._replace(special=special).bpe(where, suffix=WORD_END, unknown=EOS))
+
+
+def _clip_settings(path: Path) -> "ClipEntry":
+    return _parsed(ClipEntry, _read_json(path) if path.exists() else {}, "what it says", path)
+
+
+def _parsed(cls: type[E], values: Any, called: str, path: Path) -> E:
     try:
-        bpe = BPE(models.BPE.from_file(str(vocab), str(merges), end_of_word_suffix="</w>", unk_token=EOS))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{vocab} and {merges} are not a byte-pair vocabulary: {error}") from None
-    bpe.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CLIP_SPLIT), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    bpe.add_special_tokens([token for token in (BOS, EOS) if bpe.token_to_id(token) is not None])
-    return bpe
-
-
-def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """The special tokens that tokenizer_config.json names, as strings or as records with a "content"."""
-    named = {name: settings.get(f"{name}_token") for name in ("bos", "eos", "pad")}
-    plain = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items()}
-    return {name: token for name, token in plain.items() if token}
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged: {called} can't be used: {describe(error)}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -253,7 +291,41 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _parse(content: dict[str, Any], path: Path) -> BPE:
-    try:
-        return BPE.from_str(json.dumps(content))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error}") from None
+    """The vocabulary and the merges of a file in the library's format, cut into words as we or CLIP do it.
+
+    Raises CheckpointError for a file that says otherwise.
+    """
+    model = content.get("model")
+    model = model if isinstance(model, dict) else {}
+    suffix = model.get("end_of_word_suffix") or None
+    if model.get("type", "BPE") != "BPE" or suffix not in CUTS:
+        raise CheckpointError(f"{path} is a tokenizer of another kind: expected the byte pairs of this package or CLIP")
+    wanted, cut = CUTS[suffix]
+    for part, kinds in wanted.items():
+        if part in content and set(_kinds(content[part])) != kinds:
+            raise CheckpointError(
+                f"{path} is a tokenizer of another kind: its {part} is not {', '.join(sorted(kinds))}"
+            )
+    merges = model.get("merges")
+    added = content.get("added_tokens") or ()
+    known = vocabulary(model.get("vocab"), merges if isinstance(merges, list) else [], str(path), added)
+    return cut(known.bpe(str(path), suffix=suffix, unknown=EOS if suffix else None))
+
+
+def _kinds(part: Any) -> list[str]:
+    """What a part of the library's format is made of, whether it is one or a row of them."""
+    if not isinstance(part, dict):
+        return []
+    row = part.get("normalizers", part.get("pretokenizers", [part]))
+    return [str(one.get("type"))[:40] for one in row if isinstance(one, dict)] if isinstance(row, list) else []
+
+
+# What cuts a text into words, by what stands at a word's end in the vocabulary: ours, and CLIP's.
+CUTS: Mapping[str | None, tuple[Mapping[str, set[str]], Callable[[BPE], BPE]]] = {
+    None: (
+        {"normalizer": {"NFC", "Lowercase", "Replace", "Strip"}, "pre_tokenizer": {"ByteLevel"}}, _cut_as_ours,
+    ),
+    WORD_END: (
+        {"normalizer": {"NFC", "Replace", "Lowercase"}, "pre_tokenizer": {"Split", "ByteLevel"}}, _cut_as_clip,
+    ),
+}  # fmt: skip
