@@ -22,6 +22,8 @@ from pydantic_core import ErrorDetails
 from dalle_2.errors import ConfigError
 from dalle_2.plain_text import NotText, decoded
 
+MOST_TOLD = 8  # problems in one message: a file can have a million
+
 
 class Settings(BaseModel):
     """The base of every settings class: immutable, strict about names, finite numbers only."""
@@ -81,8 +83,22 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def describe(error: ValidationError, cls: type[BaseModel] | None = None, *, where: str = "") -> str:
     """pydantic's report as one sentence; with `cls`, unknown keys come with the nearest real one."""
-    problems = "; ".join(_problem(detail, cls) for detail in error.errors(include_url=False))
+    details = error.errors(include_url=False)
+    told = [_short(_problem(detail, cls)) for detail in details[:MOST_TOLD]]
+    rest = [f"and {len(details) - MOST_TOLD} more"] if len(details) > MOST_TOLD else []
+    problems = "; ".join([*told, *rest])
     return f"{where}: {problems}" if where else problems
+
+
+def _written(value: Any) -> str:
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):  # lists in lists without end, numbers of thousands of digits
+        return f"a {type(value).__name__}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 400 else f"{text[:397]}..."
 
 
 def _problem(detail: ErrorDetails, cls: type[BaseModel] | None) -> str:
@@ -96,19 +112,12 @@ def _problem(detail: ErrorDetails, cls: type[BaseModel] | None) -> str:
         return message
     if detail["type"] == "value_error" and isinstance(detail["input"], Mapping | BaseModel):
         return f"{path!r}: {message}"  # a rule of a whole section, which says itself what it got
-    value = _told(detail["input"])
+    value = _written(detail["input"])
     return f"{path!r} {message}, got {value if len(value) <= 80 else value[:77] + '...'}"
 
 
-def _told(value: Any) -> str:
-    try:
-        return repr(value)
-    except RecursionError:
-        return "something that is nested too deeply"
-
-
 def _unknown_key(path: str, known: Sequence[str]) -> str:
-    close = get_close_matches(path.rpartition(".")[2], known, n=1)
+    close = get_close_matches(path.rpartition(".")[2][:100], known, n=1)
     if close:
         return f"unknown key {path!r}; did you mean {close[0]!r}?"
     return f"unknown key {path!r}; known are {', '.join(known)}" if known else f"unknown key {path!r}"

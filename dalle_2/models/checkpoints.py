@@ -149,7 +149,7 @@ def built_bare(kind: str, settings: Mapping[str, Any], weights: int, where: str 
 def _untrained(kind: str, settings: Mapping[str, Any], *, where: str) -> nn.Module:
     if kind not in KINDS:
         known = ", ".join(KINDS)
-        raise CheckpointError(f"{where} holds a {kind!r}, and this release knows {known}: upgrade dalle_2")
+        raise CheckpointError(f"{where} holds a {kind[:80]!r}, and this release knows {known}: upgrade dalle_2")
     home = importlib.import_module(KINDS[kind].module)
     try:
         config = parse(getattr(home, KINDS[kind].settings), {**OLDER.get(kind, {}), **settings})

@@ -37,7 +37,9 @@ def default_card(manifest: Manifest) -> str:
 
 def card_text(path: Path) -> str:
     """What a pipeline folder's README.md says; where there is none, what `default_card` would."""
-    return path.read_text(encoding="utf-8") if path.exists() else default_card(read_manifest(path.parent))
+    if path.exists():
+        return path.read_text(encoding="utf-8", errors="replace")
+    return default_card(read_manifest(path.parent))
 
 
 def with_figures(card: str, table: str, failures: str) -> str:

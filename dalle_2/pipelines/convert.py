@@ -48,11 +48,11 @@ def _converted(
         return save(pipeline, target, training=_origin(source), dtype=dtype)
     manifest, card, seen = read_manifest(folder), folder / CARD, folder / SEEN
     if seen.is_file():
-        atomic_write_text(target / SEEN, seen.read_text(encoding="utf-8"))
+        atomic_write_text(target / SEEN, seen.read_text(encoding="utf-8", errors="replace"))
     named = manifest.parts["clip"]
     return save(
         pipeline, target, training=manifest.training, dtype=dtype,
-        card=card.read_text(encoding="utf-8") if card.is_file() else None,
+        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
         clip=f"{OPENCLIP}{named.openclip}" if named.openclip else named.hub,
     )  # fmt: skip
 

@@ -4,11 +4,11 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from dalle_2 import cached
+from dalle_2 import bounds, cached
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError
 from dalle_2.json_file import read_object
@@ -20,6 +20,7 @@ FORMAT_VERSION = 1
 PLAIN_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # no way out of the folder
 OPENCLIP = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*/[A-Za-z0-9][A-Za-z0-9_.+-]*$"  # no path to a file
 UPSAMPLER = re.compile(r"upsampler-([0-9]{1,6})")
+MOST_PARTS = 64
 
 
 class Part(Settings):
@@ -50,11 +51,11 @@ class Manifest(Settings):
     they differ from its part's own. training: plain values, such as the recipe, minutes and figures.
     """
 
-    format_version: int = FORMAT_VERSION
-    name: str
-    parts: dict[str, Part]
-    steps: dict[str, int] = Field(default_factory=dict)
-    guidance: dict[str, float] = Field(default_factory=dict)
+    format_version: int = Field(FORMAT_VERSION, ge=1, strict=True)
+    name: str = Field(max_length=1000)
+    parts: dict[str, Part] = Field(max_length=MOST_PARTS)
+    steps: dict[str, Annotated[int, Field(ge=1, le=bounds.TIMESTEPS)]] = Field(default_factory=dict)
+    guidance: dict[str, Annotated[float, Field(ge=0, le=bounds.FACTOR)]] = Field(default_factory=dict)
     sampler: dict[str, SamplerName] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
 

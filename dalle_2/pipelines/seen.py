@@ -25,4 +25,5 @@ def read_seen(folder: str | os.PathLike[str]) -> frozenset[str] | None:
 
 def _lines(folder: Path) -> list[str]:
     path = folder / SEEN
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    # A damaged line is no picture's digest; it is no reason to end either.
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []

@@ -104,7 +104,7 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     header, tensors = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_pickled(path)
     checkpoint = _migrated(_checkpoint(header, tensors, path), path)
     if kind is not None and checkpoint.kind != kind:
-        raise CheckpointError(f"{path} holds a {checkpoint.kind}, but a {kind} was expected")
+        raise CheckpointError(f"{path} holds a {checkpoint.kind[:80]}, but a {kind} was expected")
     return checkpoint
 
 

@@ -12,6 +12,7 @@ import resource
 import shutil
 import sys
 import time
+import traceback
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -56,7 +57,10 @@ def _limited() -> None:
 
 def _tried(case: Case, random: Random, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True)
-    given = case.make(random, folder.resolve())
+    try:
+        given = case.make(random, folder.resolve())
+    except Exception:  # a fault of the case, not of what it tries
+        return {"outcome": "unmade", "said": traceback.format_exc(), "seconds": 0.0, "memory": 0}
     before, began = _marked(), time.monotonic()
     outcome = _read(case, given)
     seconds, memory = time.monotonic() - began, _status("VmHWM") - before

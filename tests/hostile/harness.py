@@ -49,7 +49,8 @@ class Case:
 
 
 class Failure(NamedTuple):
-    """An input that did what it must not: `kind` is unclear, hang, died, memory or code."""
+    """An input that did what it must not: `kind` is unclear, hang, died, memory or code, or unmade where a case failed
+    to make it."""
 
     case: str
     number: int
@@ -58,7 +59,7 @@ class Failure(NamedTuple):
     folder: Path
 
     def __str__(self) -> str:
-        return f"{self.case} {self.number}: {self.kind}: {self.said} ({self.folder})"
+        return f"{self.case} {self.number}: {self.kind}: {self.said[:300]} ... {self.said[-200:]!r} ({self.folder})"
 
 
 @dataclass
@@ -103,7 +104,7 @@ def attack(cases: str, tries: int, *, names: Iterable[str] | None = None, seed: 
         tally, failed = _attacked(cases, name, share, seed)
         failures += failed
         print(f"  {name}: {tally}", flush=True)
-    for failure in failures[:20]:
+    for failure in failures[:6]:
         print(f"  {failure}")
     if failures:
         print(f"{len(failures)} failed; their inputs are kept in {failures[0].folder.parent}")
