@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dalle_2.errors import DataError, UsageError
 from dalle_2.json_file import parsed
-from dalle_2.paths import atomic_path
+from dalle_2.paths import atomic_write_bytes
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -48,12 +49,28 @@ def save_image(
     JSON, and for more of it than a JPEG holds.
     """
     target = Path(path)
-    writer = _WRITERS.get(target.suffix.lower())
-    if writer is None:
+    if target.suffix.lower() not in SUFFIXES:
         raise UsageError(f"can't write {target.name}: the suffix must be one of {', '.join(SUFFIXES)}")
+    atomic_write_bytes(target, encoded(image, target.suffix, metadata, quality))
+
+
+def encoded(image: Image.Image, suffix: str, metadata: Mapping[str, Any], quality: int = 95) -> bytes:
+    """The bytes of such a file; suffix: "png", "jpg" or "jpeg".
+
+    In memory, as the libraries that encode pictures don't notice a disk that takes a part of what they write. Raises
+    UsageError as `save_image` does.
+    """
     text = _to_json(metadata)
-    with atomic_path(target) as temporary:
-        writer(image, temporary, metadata, text, quality)
+    if suffix.lower().lstrip(".") == "png":
+        return _png(image, metadata, text)
+    return _jpeg(image, text, quality)
+
+
+def png(image: Image.Image, texts: PngImagePlugin.PngInfo | None = None) -> bytes:
+    """The bytes of a PNG that says nothing of how it was made but `texts`."""
+    memory = BytesIO()
+    image.save(memory, format="PNG", pnginfo=texts)
+    return memory.getvalue()
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -116,26 +133,25 @@ def _from_json(text: Any) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _write_png(image: Image.Image, path: Path, metadata: Mapping[str, Any], text: str, quality: int) -> None:
+def _png(image: Image.Image, metadata: Mapping[str, Any], text: str) -> bytes:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", _parameters(metadata))
     chunks.add_itxt("dalle2", text)
     chunks.add_itxt("XML:com.adobe.xmp", _xmp())
-    image.save(path, format="PNG", pnginfo=chunks)
+    return png(image, chunks)
 
 
-def _write_jpeg(image: Image.Image, path: Path, metadata: Mapping[str, Any], text: str, quality: int) -> None:
+def _jpeg(image: Image.Image, text: str, quality: int) -> bytes:
     comment = _ASCII + text.encode() if text.isascii() else _UNICODE + text.encode("utf-16-le")
     if len(comment) > _JPEG_COMMENT_LIMIT:
         raise UsageError(f"{len(comment)} bytes of metadata are more than a JPEG holds: use .png")
     exif = Image.Exif()
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+    memory = BytesIO()
     # Full colour resolution: half of it would fray the edges of flat shapes.
     options = {"quality": quality, "subsampling": 0, "exif": exif.tobytes(), "xmp": _xmp().encode()}
-    image.convert("RGB").save(path, format="JPEG", **options)
-
-
-_WRITERS = {".png": _write_png, ".jpg": _write_jpeg, ".jpeg": _write_jpeg}
+    image.convert("RGB").save(memory, format="JPEG", **options)
+    return memory.getvalue()
 
 
 def _parameters(metadata: Mapping[str, Any]) -> str:

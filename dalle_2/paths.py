@@ -8,9 +8,10 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from dalle_2.errors import UsageError
@@ -22,8 +23,8 @@ TRAINED_MODELS = Path("trained_models")
 # A file that is being written, by which process: `atomic_path`; and a folder, see `pipelines.folder.save`.
 _WRITING = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}(\.\w+)?|\.saving-(\d+)-\w+")
 _BEGAN = time.time()
+_WHILE, _DAY = 600, 86_400  # seconds
 NO_HOME = "this user has none (no HOME, and no entry in the system's list of users)"
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -75,16 +76,39 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     whatever the library that was writing made of it.
     """
     target = Path(os.path.realpath(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_once(target.parent)
-    temporary = target.with_name(f".{shortened(target.stem)}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
-    try:
+    with _aside(target) as temporary:
         mode = _mode_of_new(temporary)
         yield temporary
         temporary.chmod(mode)
         _sync(temporary)
         os.replace(temporary, target)
         _sync(target.parent)
+
+
+def write_new(data: bytes, names: Iterable[Path]) -> Path:
+    """Writes all of `data` under the first of `names` that is free, and returns it; nothing is written over.
+
+    The names lie in one folder. A file gets its name when it is whole, so that no signal and no crash leaves half of
+    one, or an empty one. Raises OSError as `atomic_path` does.
+    """
+    names = iter(names)
+    first = next(names)
+    with _aside(first) as temporary:
+        temporary.write_bytes(data)
+        _sync(temporary)
+        taken = _first_free(temporary, chain([first], names))
+        _sync(taken.parent)
+    return taken
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """A path for what is to become `target`, which is gone at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_once(target.parent)
+    temporary = target.with_name(f".{shortened(target.stem)}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
+    try:
+        yield temporary
     except Exception as error:
         if is_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
@@ -93,37 +117,86 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _first_free(temporary: Path, names: Iterable[Path]) -> Path:
+    for path in names:
+        with suppress(FileExistsError):
+            _name(temporary, path)
+            return path
+    raise FileExistsError(errno.EEXIST, "every name is taken", str(temporary))
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Gives a file a name that nothing has. Raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT and some network folders know no links, and some systems allow none
+        _rename(temporary, path)
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """The same without links: Windows refuses to rename to a name that is taken, elsewhere processes take turns."""
+    if os.name == "nt":
+        os.rename(temporary, path)
+        return
+    with _turn(path.parent):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        os.rename(temporary, path)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Keeps other processes that ask for the same out; one that dies lets them in. Where a system has no locks for
+    folders, nothing does."""
+    import fcntl  # which Windows hasn't
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 @cache
 def _clear_once(folder: Path) -> None:
-    """Once a process: a folder may hold many files."""
+    """Once a process: a folder may hold many files. What was written lately stays, as another machine or container may
+    be writing it, whose processes have numbers of their own."""
     for path in folder.iterdir():
-        _clear(path)
+        _clear(path, _WHILE)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Removes what killed processes left half-written in a folder and those below it."""
+    """Removes what killed processes left half-written in a folder, in which no other one is at work, and those below
+    it."""
     for path in [*folder.rglob(".*")]:
-        _clear(path)
+        _clear(path, 0)
 
 
-def _clear(path: Path) -> None:
+def _clear(path: Path, age: float) -> None:
+    """age: seconds in which nothing was written."""
     named = _WRITING.fullmatch(path.name)
     with suppress(OSError):  # somebody else's, or gone by now
-        if named is not None and not _is_written(path, int(named[1] or named[3])):
+        if named is not None and not _is_written(path, int(named[1] or named[3]), age):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _is_written(path: Path, process: int) -> bool:
-    """Whether the process is still there; a container may give every process the same number."""
+def _is_written(path: Path, process: int, age: float) -> bool:
+    """Whether the process is still there; a container may give every process the same number, and another process may
+    have got that of a dead one."""
+    written = path.stat().st_mtime
     if process == os.getpid():
-        return path.stat().st_mtime >= _BEGAN
+        return written >= _BEGAN
     try:
         os.kill(process, 0) if os.name != "nt" else None  # there it would end the process
     except ProcessLookupError:
-        return False
+        return written > time.time() - age
     except OSError:
         pass
-    return True
+    return written > time.time() - _DAY
 
 
 def _mode_of_new(path: Path) -> int:

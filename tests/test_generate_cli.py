@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -259,15 +259,15 @@ def test_debug_shows_the_traceback(run: Callable[..., int], capsys: pytest.Captu
 def test_a_full_disk_keeps_what_was_saved(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_image, written = saving.save_image, []
+    write_new, written = saving.write_new, []
 
-    def filling(image: Image.Image, path: Path, metadata: dict) -> None:
+    def filling(data: bytes, names: Iterator[Path]) -> Path:
         if written:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        written.append(path)
-        save_image(image, path, metadata)
+            raise OSError(errno.ENOSPC, "No space left on device", str(next(names)))
+        written.append(write_new(data, names))
+        return written[-1]
 
-    monkeypatch.setattr(saving, "save_image", filling)
+    monkeypatch.setattr(saving, "write_new", filling)
     assert run(RED, "--n", "3", "--seed", "1") == 1
     assert files() == written
     assert Image.open(written[0]).size == (32, 32)

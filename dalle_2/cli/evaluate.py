@@ -78,7 +78,8 @@ def evaluate(
     from dalle_2.data.shapes import EVALUATION_SEED
     from dalle_2.evaluation.evaluate import QUESTIONS, Settings, sheet, table
     from dalle_2.evaluation.evaluate import evaluate as run
-    from dalle_2.paths import atomic_path, atomic_write_text
+    from dalle_2.metadata import png
+    from dalle_2.paths import atomic_write_bytes, atomic_write_text
     from dalle_2.pipelines.folder import load
     from dalle_2.place import require_place
 
@@ -100,8 +101,7 @@ def evaluate(
     for question in questions:
         with progress(f"{question.name}: {SPLITS.get(question.name, 'new scenes')}", n, quiet) as advance:
             results.append(run(whole, question, settings, on_pictures=advance))
-        with atomic_path(out / f"{question.name.replace(' ', '-')}.png") as path:
-            sheet(results[-1]).save(path)
+        atomic_write_bytes(out / f"{question.name.replace(' ', '-')}.png", png(sheet(results[-1])))
     report = {
         "pipeline": pipeline, "fingerprint": whole.fingerprint, "settings": vars(settings),
         "results": [result.as_json() for result in results],

@@ -63,7 +63,8 @@ def evaluate_data(
     from dalle_2.data.image_folder import ImageFolder
     from dalle_2.evaluation.captioned import measure, sheet, table
     from dalle_2.evaluation.unseen import choose
-    from dalle_2.paths import atomic_path, atomic_write_text
+    from dalle_2.metadata import png
+    from dalle_2.paths import atomic_write_bytes, atomic_write_text
     from dalle_2.pipelines.folder import load
 
     whole, place = load(pipeline, device=device, dtype=dtype, low_memory=low_memory), find_pipeline(pipeline)
@@ -71,8 +72,7 @@ def evaluate_data(
     chosen = choose(folder, settings.n, held_out, _seen(place))
     with progress(f"{folder.name}: captions", len(chosen.rows), quiet) as advance:
         measured = measure(whole, folder, chosen.rows, settings, on_pictures=advance)
-    with atomic_path(out / "pictures.png") as path:
-        sheet(measured).save(path)
+    atomic_write_bytes(out / "pictures.png", png(sheet(measured)))
     shown = data.encode("utf-8", "backslashreplace").decode()  # a name may be no text
     drawn = f"{len(measured.rows)} pictures of {shown}, {settings.ways}"
     said = f"{table(measured)}\n\n{drawn}; {chosen.verdict}. {JUDGE}.\n"

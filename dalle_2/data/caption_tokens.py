@@ -23,8 +23,11 @@ def caption_tokens(
     path = folder / f"tokens-{key[:16]}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        rows = np.concatenate([_rows(dataset, tokenize, start) for start in _starts(dataset)])
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, np.concatenate([_rows(dataset, tokenize, start) for start in _starts(dataset)]))
+            # As np.save would, which writes through C and loses the reason where the disk is full.
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
+            file.write(rows.data)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

@@ -1,8 +1,7 @@
 """Pictures into new files: nothing that lies there is ever written over."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +9,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from dalle_2.errors import UsageError
-from dalle_2.metadata import SUFFIXES, save_image
-from dalle_2.paths import at_home
+from dalle_2.metadata import SUFFIXES, encoded
+from dalle_2.paths import at_home, write_new
 from dalle_2.place import require_place
 
 Format = Literal["jpg", "png"]
@@ -33,29 +32,11 @@ def folder_name(out: str | os.PathLike[str]) -> Path:
 
 
 def save_new(image: Image.Image, folder: Path, stem: str, suffix: str, metadata: Mapping[str, Any]) -> Path:
-    """Writes a picture as `stem.suffix`, or as `stem-02.suffix` and so on where that is taken; returns its path."""
-    with new_file(folder, stem, suffix) as path:
-        save_image(image, path, metadata)
-    return path
+    """Writes a picture as `stem.suffix`, or as `stem-02.suffix` and so on where that is taken; returns its path.
 
-
-@contextmanager
-def new_file(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
-    """Reserves a name by an empty file, so that another process can't take it; frees it again on an error."""
-    path = _reserved(folder, stem, suffix)
-    try:
-        yield path
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def _reserved(folder: Path, stem: str, suffix: str) -> Path:
-    for number in count(1):
-        path = folder / f"{stem}{'' if number == 1 else f'-{number:02}'}.{suffix.lstrip('.')}"
-        try:
-            path.touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        return path
-    raise AssertionError("counting never ends")
+    Whatever ends the process meanwhile, under such a name lies a whole picture or none. Raises as `encoded` does, and
+    OSError with the picture's name on a full disk.
+    """
+    suffix = suffix.lstrip(".")
+    names = (folder / f"{stem}{'' if number == 1 else f'-{number:02}'}.{suffix}" for number in count(1))
+    return write_new(encoded(image, suffix, metadata), names)

@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from dalle_2.paths import atomic_path
+from dalle_2.metadata import png
+from dalle_2.paths import atomic_write_bytes
 
 
 class TrainingLog:
@@ -34,8 +35,7 @@ class TrainingLog:
 
     def picture(self, images: int, picture: Image.Image) -> None:
         """A sample grid, as `samples/IMAGES.png`."""
-        with atomic_path(self.folder / "samples" / f"{images:09d}.png") as path:
-            picture.save(path)
+        atomic_write_bytes(self.folder / "samples" / f"{images:09d}.png", png(picture))
 
     def flush(self) -> None:
         """Brings what TensorBoard still holds back to the disk."""

@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import shutil
-import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
