@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from dalle_2 import paths
+from dalle_2.cli.main import main
 from dalle_2.data.caption_tokens import caption_tokens
 from dalle_2.data.shapes import Shapes
 from dalle_2.inference.saving import save_new
@@ -171,3 +173,37 @@ def test_no_name_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="every name is taken"):
         write_new(b"", [tmp_path / "x0"])
     assert len(list(tmp_path.iterdir())) == 1
+
+
+# Signals
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("made_of_it", [None, RuntimeError, ImportError])
+def test_the_status_tells_the_signal_whatever_a_library_makes_of_it(
+    number: int, status: int, made_of_it: type[Exception] | None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def signalled() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException:
+            if made_of_it is None:
+                raise
+            raise made_of_it("initialisation failed") from None
+
+    monkeypatch.setattr("dalle_2.cli.show.show", signalled)
+    assert main(["show"]) == status
+    assert capsys.readouterr().err == f"dalle2: {'interrupted' if status == 130 else 'terminated'}\n"
+    assert signal.getsignal(number) == {signal.SIGINT: signal.default_int_handler}.get(number, signal.SIG_DFL)
+
+
+def test_an_ignored_interrupt_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell's command in the background has it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr("dalle_2.cli.show.show", lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert main(["show"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)

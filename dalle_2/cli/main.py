@@ -21,7 +21,7 @@ from dalle_2.errors import Dalle2Error, UsageError
 from dalle_2.paths import is_disk_full
 from dalle_2.terminal import STANDARD_OUTPUT, let_go_of_output, plain_streams
 from dalle_2.threads import wait_asleep
-from dalle_2.training.interrupt import TERMINATED, Terminated, unwound_on_sigterm
+from dalle_2.training.interrupt import TERMINATED, Stop, Terminated, unwound_on_signals
 
 # A command lives in cli/NAME.py, "_" for "-": a function NAME with typer's annotations, or a typer.Typer called `app`.
 COMMANDS = {
@@ -105,8 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
+    came: Stop = lambda: None  # noqa: E731
     try:
-        with unwound_on_sigterm():
+        with unwound_on_signals() as came:
             # Without typer's own handling, so that every error has one form and one place; and without its thinning out
             # of codes in what goes to a file, where they are written out as on a terminal.
             status = typer.main.get_command(app).main(arguments, "dalle2", standalone_mode=False, color=True)
@@ -123,8 +124,12 @@ def _run(arguments: list[str], debug: bool) -> int:
             let_go_of_output()
         if debug:
             traceback.print_exc()
-        sentence, status = _verdict(error)
-        _say(sentence)
+        number = came()
+        if number is None:
+            sentence, status = _verdict(error)
+            _say(sentence)
+        else:  # of which a library made this error
+            status = 128 + number
     if status == INTERRUPTED:  # typer itself may have turned the interrupt into this status
         _say("interrupted")
     if status == TERMINATED:

@@ -17,7 +17,7 @@ from typing import Any
 from dalle_2.errors import Dalle2Error
 from dalle_2.terminal import plain_streams
 from dalle_2.threads import children_wait_asleep
-from dalle_2.training.interrupt import TERMINATED, Terminated, stop_on_signals, unwound_on_sigterm
+from dalle_2.training.interrupt import TERMINATED, Terminated, stop_on_signals, unwound_on_signals
 
 Hear = Callable[[Any], None]
 
@@ -107,7 +107,7 @@ def _work(sender: Connection, work: Callable[..., object], arguments: tuple[Any,
 
     threading.Thread(target=_outlive_no_parent, daemon=True).start()
     try:
-        with plain_streams(), unwound_on_sigterm():
+        with plain_streams(), unwound_on_signals():
             work(tell, *arguments)
     except BaseException as error:
         tell(_End(_sendable(error)))

@@ -44,14 +44,24 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 @contextmanager
-def unwound_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises `Terminated`, so that temporary files go as they do after an error."""
+def unwound_on_signals() -> Iterator[Stop]:
+    """Inside, SIGTERM raises `Terminated` and Ctrl-C KeyboardInterrupt, so that temporary files go as they do after an
+    error. Yields a question: which of them came?
+
+    A library may make another error of what is raised, and then only the answer tells. Where Ctrl-C is ignored, as by
+    what a shell runs in the background, it stays so.
+    """
+    came: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise Terminated(TERMINATED)
 
-    with _handling({signal.SIGTERM: end}):
-        yield
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with _handling(dict.fromkeys(SIGNALS if usual else [signal.SIGTERM], end)):
+        yield lambda: came[0] if came else None
 
 
 @contextmanager

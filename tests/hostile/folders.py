@@ -1,4 +1,4 @@
-"""Folders of pipelines, of CLIP, Karlo and GLIDE, and what lies in them besides weights: tokenizers, manifests, settings.
+"""Folders of pipelines, of CLIP, Karlo and GLIDE, and what lies in them besides weights.
 
 A tiny sound folder of each is made once; for each input its files are linked, and one of them is damaged.
 """
