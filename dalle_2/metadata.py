@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dalle_2.errors import DataError, UsageError
 from dalle_2.json_file import parsed
-from dalle_2.paths import atomic_write_bytes
+from dalle_2.paths import atomic_write_bytes, require_plain_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -79,6 +79,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises DataError if the file is no picture.
     """
     try:
+        require_plain_file(path)
         text = reading_long_texts(lambda: _own_text(path))
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None

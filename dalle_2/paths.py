@@ -7,6 +7,7 @@ import re
 import secrets
 import shlex
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -217,6 +218,17 @@ def atomic_write_bytes(target: str | os.PathLike[str], data: bytes) -> None:
 def atomic_write_text(target: str | os.PathLike[str], text: str) -> None:
     """Writes all of `text` in UTF-8 with plain newlines, or nothing."""
     atomic_write_bytes(target, text.encode("utf-8"))
+
+
+class NotAPlainFile(OSError):
+    """A pipe or a device."""
+
+
+def require_plain_file(path: str | os.PathLike[str]) -> None:
+    """Raises NotAPlainFile for a pipe and a device, of which reading may never end, OSError for what isn't there."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise NotAPlainFile(errno.EINVAL, "it is a pipe or a device, no plain file", os.fspath(path))
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from dalle_2.errors import DataError, MissingExtra
-from dalle_2.paths import at_home
+from dalle_2.paths import at_home, require_plain_file
 
 
 class Unreachable(DataError):
@@ -53,7 +53,7 @@ class Folder(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Bytes of a file. Raises OSError if it is gone."""
+        """Bytes of a file. Raises OSError if it is gone, or a pipe or a device, as the next two do."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -119,13 +119,17 @@ class LocalFolder(Folder):
         return os.path.isfile(os.path.join(self.root, name))
 
     def size(self, name: str) -> int:
-        return os.path.getsize(os.path.join(self.root, name))
+        return os.path.getsize(self._plain(name))
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        return self._plain(name).read_bytes()
 
     def local(self, name: str) -> AbstractContextManager[Path]:
-        return nullcontext(self.root / name)
+        return nullcontext(self._plain(name))
+
+    def _plain(self, name: str) -> Path:
+        require_plain_file(self.root / name)
+        return self.root / name
 
     def within(self, name: str) -> str:
         homes = (self._real, os.path.abspath(self.root)) if os.path.isabs(name) else ()

@@ -41,7 +41,8 @@ from dalle_2.data.skipped import (
     listed,
 )  # fmt: skip
 from dalle_2.errors import DataError, UsageError
-from dalle_2.images import from_pil, open_image
+from dalle_2.images import from_pil, open_image, size_of
+from dalle_2.paths import NotAPlainFile
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -145,8 +146,8 @@ class ImageFolder(AbsDataset):
     def shorter_side(self, index: int) -> int | None:
         """Of picture `index` as it lies there, in pixels, by its header alone; None if that can't be read."""
         try:
-            with self._folder.local(self._names[index]) as path, Image.open(path) as picture:
-                return min(picture.size)
+            with self._folder.local(self._names[index]) as path:
+                return min(size_of(path))
         except Exception:  # whatever is broken about it, reading it will say
             return None
 
@@ -269,6 +270,6 @@ def _reason(error: Exception) -> str:
     met = error.__context__
     if FileNotFoundError in (type(error), type(met)):
         return MISSING
-    if isinstance(met, UnidentifiedImageError):
+    if isinstance(met, UnidentifiedImageError) or isinstance(error, NotAPlainFile):
         return NOT_A_PICTURE
     return TOO_LARGE if isinstance(met, DataError | Image.DecompressionBombError) else DAMAGED

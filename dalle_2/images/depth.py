@@ -6,6 +6,7 @@ there 0, or the lowest number if that is negative, is black and the highest is w
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Num, UInt8
 from PIL import Image, ImageChops
 
 from dalle_2.errors import UsageError
-from dalle_2.images.strips import by_strips, strips
+from dalle_2.images.strips import strips
 
 _BITS, _PHOTOMETRIC, _SAMPLES = 258, 262, 339  # tags of a TIFF
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1
@@ -30,21 +31,23 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def grey(image: Image.Image, name: str) -> Image.Image:
-    """The deep channel as 8-bit grey. NaN is black, infinity white, minus infinity black.
+def grey(image: Image.Image, name: str) -> Callable[[Image.Image], Image.Image]:
+    """What makes 8-bit grey of a strip of the deep channel. NaN is black, infinity white, minus infinity black.
 
     Raises UsageError for a channel without any finite number.
     """
-    bounds = _stated(image) or _found(image, name)
-    made = by_strips(image, lambda strip: Image.fromarray(_eight_bit(_numbers(strip, image), bounds)))
-    return ImageChops.invert(made) if _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO else made
+    bounds, inverted = _stated(image) or _found(image, name), _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO
+
+    def level(strip: Image.Image) -> Image.Image:
+        made = Image.fromarray(_eight_bit(_numbers(strip, image), bounds))
+        return ImageChops.invert(made) if inverted else made
+
+    return level
 
 
-def matches(image: Image.Image, value: int) -> Image.Image:
+def matches(strip: Image.Image, value: int) -> Image.Image:
     """255 where the deep channel has exactly that value, else 0."""
-    return by_strips(
-        image, lambda strip: Image.fromarray(np.where(np.asarray(strip) == value, 255, 0).astype(np.uint8))
-    )
+    return Image.fromarray(np.where(np.asarray(strip) == value, 255, 0).astype(np.uint8))
 
 
 def _stated(image: Image.Image) -> _Range | None:

@@ -1,5 +1,6 @@
 """Any PIL picture as two layers: 8-bit sRGB colours, and how opaque each pixel is."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from PIL import Image, ImageChops
@@ -43,10 +44,10 @@ def layers(image: Image.Image, name: str = "a picture") -> Layers:
 def eight_bit(image: Image.Image, name: str, most: int | None = None) -> Image.Image:
     """The picture in one of few modes, L, LA, RGB, RGBA and CMYK. most: pixels from which on it is half as large."""
     scale_key(image)
-    shallow = _deep(image, name) if is_deep(image) else image
-    if most is not None and shallow.width * shallow.height > most:
-        return by_strips(shallow, lambda strip: _plain(strip).reduce(2), 2)
-    return _plain(shallow)
+    plain = _deep(image, name) if is_deep(image) else _plain
+    if most is not None and image.width * image.height > most:
+        return by_strips(image, lambda strip: plain(strip).reduce(2), 2)
+    return by_strips(image, plain) if is_deep(image) else plain(image)
 
 
 def apart(image: Image.Image, profile: bytes | None, turn: Image.Transpose | None, name: str) -> Layers:
@@ -82,11 +83,12 @@ def _plain(image: Image.Image) -> Image.Image:
     return image if image.mode in _PLAIN else image.convert("RGB")
 
 
-def _deep(image: Image.Image, name: str) -> Image.Image:
-    made, key = grey(image, name), image.info.get("transparency")
-    if isinstance(key, int):
-        return Image.merge("LA", (made, ImageChops.invert(matches(image, key))))
-    return made
+def _deep(image: Image.Image, name: str) -> Callable[[Image.Image], Image.Image]:
+    """What makes a strip of a deep picture 8-bit grey, with an alpha where a value stands for nothing."""
+    level, key = grey(image, name), image.info.get("transparency")
+    if not isinstance(key, int):
+        return level
+    return lambda strip: Image.merge("LA", (level(strip), ImageChops.invert(matches(strip, key))))
 
 
 def _opaque(image: Image.Image) -> Image.Image:

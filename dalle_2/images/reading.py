@@ -1,6 +1,8 @@
 """Picture files: whatever people call an image, upright, in colours that are sRGB's, in bounded memory."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -9,14 +11,10 @@ from PIL.ImageFile import ImageFile
 
 from dalle_2.errors import DataError
 from dalle_2.images.layers import LARGE, Layers, apart, eight_bit, on_white
+from dalle_2.images.limits import check_costs, check_icon
 from dalle_2.images.said import profile_of, turn_of
 from dalle_2.metadata import reading_long_texts, reason
-
-MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; Pillow warns from here on
-
-# Formats whose decoders take 12 to 16 bytes a pixel, and know no smaller way.
-_COSTLY = ("WEBP", "AVIF", "JPEG2000")
-_MAX_COSTLY_PIXELS = 25_000_000
+from dalle_2.paths import require_plain_file
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -24,7 +22,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
     One of more than 33 million pixels comes half as wide and high. Warns of a profile that can't be used, and of deep
     numbers without a range of their own (`dalle_2.images.depth`). Raises DataError with the file's name if it is
-    missing, broken, or larger than MAX_PIXELS, 25 million pixels as WebP, AVIF or JPEG 2000.
+    missing, no plain file, broken, or more than is read of its kind (`dalle_2.images.limits`): MAX_PIXELS, or 25
+    million of a WebP, AVIF or JPEG 2000. No picture takes more than 600 megabytes.
     """
     return on_white(open_layers(path))
 
@@ -48,6 +47,12 @@ def open_layers(path: str | os.PathLike[str]) -> Layers:
     return parts
 
 
+def size_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) of a picture as it lies there, by its heading alone. Raises whatever it meets."""
+    with _opened(os.fspath(path)) as image:
+        return image.size
+
+
 class _Read(NamedTuple):
     """What `apart` takes, and how to turn it. All else that a file says, and its decoder, is let go."""
 
@@ -57,14 +62,23 @@ class _Read(NamedTuple):
 
 
 def _read(name: str) -> _Read:
-    with Image.open(name, formats=_formats()) as image:
-        _check_size(image)
+    with _opened(name) as image:
         image.seek(0)
         if image.width * image.height > LARGE:
-            image.draft(None, ((image.width + 1) // 2, (image.height + 1) // 2))  # a JPEG can be decoded smaller
+            image.draft(None, (max(1, image.width // 2), max(1, image.height // 2)))  # a JPEG can be decoded smaller
         made = eight_bit(image, name, LARGE)
         profile, turn = profile_of(image), turn_of(image)
     return _Read(_bare(made), profile, turn)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Image.Image]:
+    """A picture that isn't loaded yet, of a size that may be."""
+    require_plain_file(name)
+    check_icon(name)
+    with Image.open(name, formats=_formats()) as image:
+        check_costs(image)
+        yield image
 
 
 def _bare(image: Image.Image) -> Image.Image:
@@ -77,14 +91,3 @@ def _formats() -> tuple[str, ...]:
     Image.init()
     wanted = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
     return tuple(name for name in wanted if name in Image.OPEN)
-
-
-def _check_size(image: Image.Image) -> None:
-    """From the heading alone: a small file can unfold into gigabytes."""
-    most = _MAX_COSTLY_PIXELS if image.format in _COSTLY else MAX_PIXELS
-    if image.width * image.height > most:
-        raise DataError(f"{image.width} x {image.height} pixels are more than {most:,}{_advice(image)}")
-
-
-def _advice(image: Image.Image) -> str:
-    return f", as many as are read of a {image.format}: save it as a PNG" if image.format in _COSTLY else ""
