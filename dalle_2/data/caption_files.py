@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from dalle_2.data.caption_tables import CAPTION_COLUMNS, NAMED_CAPTIONS, Row, Unusable, column, either, rows_of
-from dalle_2.data.caption_text import captions_of, cleaned, decoded, parsed
+from dalle_2.data.caption_text import captions_of, cleaned, decoded, parsed, shortened
 from dalle_2.data.file_names import FileNames, composed
 from dalle_2.data.folders import Folder, Unreachable
 from dalle_2.data.skipped import BAD_CAPTION, BAD_TABLE, FOLLOW, MISSING, OUTSIDE, Skipped
@@ -129,10 +129,12 @@ def _nowhere(label: str, lacking: dict[str, tuple[Row, str]]) -> str:
     row, problem = next(iter(lacking.values()))
     if problem == OUTSIDE:
         return (
-            f"{label} line {row.line} names {row.file!r}, which leads out of the folder, and no file inside it: name "
-            f"files relative to the table, or let links be followed ({FOLLOW})"
+            f"{label} line {row.line} names {shortened(repr(row.file))}, which leads out of the folder, and no file "
+            f"inside it: name files relative to the table, or let links be followed ({FOLLOW})"
         )
-    shown = ", ".join(repr(row.file) for row, _ in list(lacking.values())[:3]) + (", ..." if len(lacking) > 3 else "")
+    shown = ", ".join(shortened(repr(row.file)) for row, _ in list(lacking.values())[:3]) + (
+        ", ..." if len(lacking) > 3 else ""
+    )
     return f"{label} names {len(lacking)} files that don't exist ({shown}), and none that does: correct the table"
 
 

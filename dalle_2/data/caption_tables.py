@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from dalle_2.data.caption_text import captions_of, cleaned, parsed
+from dalle_2.data.caption_text import captions_of, cleaned, parsed, shortened
 from dalle_2.errors import DataError
 
 # In order of preference, without case, blanks, hyphens and underscores; the first few are those that messages name.
@@ -187,12 +187,18 @@ def _both(names: Sequence[Any], where: str) -> tuple[Any, Any]:
 
 def _unknown(names: Sequence[Any], where: str) -> str:
     return (
-        f"{where} has the columns {', '.join(map(str, names)) or 'none'}; expected {either(NAMED_FILES)} for the "
+        f"{where} has the columns {_shown(names) or 'none'}; expected {either(NAMED_FILES)} for the "
         f"picture and {either(NAMED_CAPTIONS)} for its caption"
     )
 
 
+def _shown(names: Sequence[Any], most: int = 20) -> str:
+    """The first of some names, each on one line, not all of a long one."""
+    words = [shortened(str(name)) for name in names[:most]]
+    return ", ".join([*words, f"... and {len(names) - most} more"] if len(names) > most else words)
+
+
 def _file(value: Any, label: str, line: int) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{label} line {line} names no picture: expected a file name, got {value!r}")
+        raise DataError(f"{label} line {line} names no picture: expected a file name, got {shortened(repr(value))}")
     return value.strip()

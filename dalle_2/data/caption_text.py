@@ -45,6 +45,12 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", whole).split())
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """A stranger's text as a sentence may quote it: on one line, its end cut off."""
+    line = " ".join(text[: most + 1].split())
+    return line if len(text) <= most else f"{line[: most - 3]}..."
+
+
 def cleaned(captions: Sequence[str]) -> tuple[str, ...]:
     """Those that say something, normalised."""
     return tuple(caption for caption in map(normalise, captions) if caption)
