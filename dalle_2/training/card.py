@@ -22,7 +22,7 @@ A DALL·E 2 pipeline trained by `dalle2 train`: CLIP, prior, decoder{upsampler}.
 | stage | pictures seen | parameters | minutes | learning rate | batch |
 | --- | --- | --- | --- | --- | --- |
 {stages}
-
+{skipped}
 Machine: {machine}. Minutes are each stage's own; on a CPU two stages may have trained at once.
 Every setting is in `pipeline.json`, under `training`.
 """
@@ -38,8 +38,14 @@ def training_card(recipe: Recipe, provenance: Mapping[str, Mapping[str, Any]]) -
         data=_data(recipe),
         data_option="" if recipe.data.source == "shapes" else " --data YOUR_PICTURES",
         stages="\n".join(rows),
+        skipped=_skipped(provenance),
         machine="; ".join(machines),
     )
+
+
+def _skipped(provenance: Mapping[str, Mapping[str, Any]]) -> str:
+    lost = [f"{origin['skipped']} of {stage}" for stage, origin in provenance.items() if origin.get("skipped")]
+    return f"\nSteps that were not finite and changed nothing: {', '.join(lost)}.\n" if lost else ""
 
 
 def _row(stage: str, origin: Mapping[str, Any]) -> str:

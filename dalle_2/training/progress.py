@@ -2,7 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO, runtime_checkable
 
@@ -14,19 +16,22 @@ from dalle_2.errors import UsageError
 from dalle_2.terminal import may_move
 
 SECONDS_BETWEEN_LINES = 15.0
+WARNING = "warning"
 
 
 @dataclass(frozen=True)
 class Report:
     """One step: images seen so far, those of the step, and its logged values, none where nothing is learned.
 
-    left: about how many seconds a training of several stages takes to the end of all, where that is known.
+    left: about how many seconds a training of several stages takes to the end of all, where that is known. skipped:
+    steps of the run so far that were not finite and changed nothing.
     """
 
     images: int
     batch: int
     values: dict[str, float]
     left: float | None = None
+    skipped: int = 0
 
 
 @runtime_checkable
@@ -80,13 +85,24 @@ class Telling:
 
 
 def relay_to(reporter: Reporter) -> Callable[[Any], None]:
-    """What takes the messages of a `Telling` and tells `reporter`."""
+    """What takes the messages of a `Telling` and tells `reporter`, and warns of what the other process warns of."""
 
     def relay(message: tuple[Any, ...]) -> None:
         name, *arguments = message
-        getattr(reporter, name)(*arguments)
+        if name == WARNING:
+            warnings.warn(str(arguments[0]), stacklevel=1)
+        else:
+            getattr(reporter, name)(*arguments)
 
     return relay
+
+
+@contextmanager
+def warnings_told(tell: Callable[[Any], None]) -> Iterator[None]:
+    """Inside, warnings are messages for `relay_to`."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: tell((WARNING, str(message)))
+        yield
 
 
 class Counting:
@@ -143,6 +159,7 @@ class Bar:
         if self._task is not None:
             rate = self._rate.update(report.batch)
             loss = f"  loss {report.values['loss']:.4f}" if "loss" in report.values else ""
+            loss += f"  {report.skipped} steps skipped" if report.skipped else ""
             self._progress.update(self._task, completed=report.images, rate=rate, loss=loss, whole=_whole(report))
 
     def close(self) -> None:
@@ -187,6 +204,7 @@ class Lines:
         self._said = time.monotonic()
         parts = [f"{report.images:,} images", f"{rate:.0f} images/s"]
         parts += [f"{name} {_short(value)}" for name, value in report.values.items()]
+        parts += [f"{report.skipped} steps skipped, not finite"] if report.skipped else []
         parts += [f"{minutes((self._total - report.images) / rate)} left"] if self._total else []
         parts += [whole] if (whole := _whole(report)) else []
         self._say(f"{self._name}: {'  '.join(parts)}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_2.models.checkpoints import save_model
+from dalle_2.training.lost_steps import check_learned
 from dalle_2.training.lr_schedule import LRSchedule
 from dalle_2.training.muon import Muon
 from dalle_2.training.precision import choose_dtype
@@ -79,7 +80,10 @@ def run_stage(
     reporter: Reporter,
     preview: Callable[[nn.Module], Any] | None = None,
 ) -> Path:
-    """Trains `model` to the end of its run; returns its weight file, `STAGE.safetensors` in the folder STAGE."""
+    """Trains `model` to the end of its run; returns its weight file, `STAGE.safetensors` in the folder STAGE.
+
+    Raises what `check_learned` does, at each call.
+    """
     trainer = DALLe2Trainer(
         model,
         kind,
@@ -97,15 +101,18 @@ def run_stage(
     )
     trainer.resume()
     trainer.fit(run.images)
+    check_learned(trainer, folder)
     path = folder / f"{folder.name}.safetensors"
     save_model(trainer.best_model, path, provenance=provenance(trainer, run))
     return path
 
 
 def provenance(trainer: DALLe2Trainer, run: RunSettings) -> dict[str, Any]:
-    """Where the weights come from: images seen, minutes, machine, and the settings of the run."""
+    """Where the weights come from: images seen, steps skipped, minutes, machine, and the settings of the run."""
+    lost = {"skipped": trainer.lost} if trainer.lost else {}
     return {
         "images": trainer.images,
+        **lost,
         "minutes": round(trainer.seconds / 60, 1),
         "machine": machine(trainer.device),
         "run": run.model_dump(mode="json"),

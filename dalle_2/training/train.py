@@ -34,7 +34,7 @@ from dalle_2.training.ground import Ground
 from dalle_2.training.identity import SAMPLING
 from dalle_2.training.outlook import SHORT, Outlook, Placed
 from dalle_2.training.placeless import placeless, without_place
-from dalle_2.training.progress import Counting, Reporter, Silent, Telling, relay_to
+from dalle_2.training.progress import Counting, Reporter, Silent, Telling, relay_to, warnings_told
 from dalle_2.training.recipe import Recipe, UpsamplerStage
 from dalle_2.training.small_pictures import small_pictures
 from dalle_2.training.stages import ASIDE, BASES, STAGES, UPSAMPLERS
@@ -251,9 +251,7 @@ class Training:
         """What the stages after CLIP stand on."""
         captioned = self._dataset(self._clip_size())
         recipe = self.recipe
-        return Ground(
-            self.encoder, captioned, self.store, recipe.directions, recipe.seed, self.reporter, self.device
-        )
+        return Ground(self.encoder, captioned, self.store, recipe.directions, recipe.seed, self.reporter, self.device)
 
     @cached_property
     def store(self) -> EmbeddingStore:
@@ -342,9 +340,7 @@ class Training:
             return
         # A decoder's draft is frozen beside it and may have grown; an inpainting decoder would stay the old one's.
         digest = {"draft": None} if self._base(stage) == "draft" else {}
-        before, now = (
-            {**without(one, FREE), **digest} for one in (self._written(path, stage), self._identity(stage))
-        )
+        before, now = ({**without(one, FREE), **digest} for one in (self._written(path, stage), self._identity(stage)))
         changed = dict.fromkeys(in_the_recipe(name, stage) for name in differing(before, now))
         if changed:
             raise UsageError(
@@ -448,8 +444,9 @@ def _train_aside(
     """Some stages of a training, in a process of their own; whatever else there is to say, the other lane says."""
     torch.set_num_threads(threads)
     training = Training(recipe, out, reporter=Telling(tell), device=device, say=lambda line: None)
-    for stage in stages:
-        training._stage(stage)
+    with warnings_told(tell):
+        for stage in stages:
+            training._stage(stage)
 
 
 def without(identity: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

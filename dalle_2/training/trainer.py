@@ -22,6 +22,7 @@ from dalle_2.training.ema import EMA
 from dalle_2.training.identity import check_same_run, identity, stated
 from dalle_2.training.interrupt import Stop, ending, stop_on_signals
 from dalle_2.training.log import TrainingLog
+from dalle_2.training.lost_steps import mention_lost
 from dalle_2.training.lr_schedule import LRSchedule
 from dalle_2.training.passes import Passes, is_stream
 from dalle_2.training.plain import plain
@@ -140,7 +141,8 @@ class DALLe2Trainer:
         self.device = next(model.parameters()).device
         self.dtype = choose_dtype(self.settings.dtype, self.device, transformer=model_type in TRANSFORMERS)
         self.ema = EMA(model, self.settings.ema_halflife) if self.settings.ema_halflife else None
-        self.images, self.steps, self.seconds, self.skipped = 0, 0, 0.0, 0
+        self.images, self.steps, self.seconds = 0, 0, 0.0
+        self.skipped, self.lost = 0, 0  # steps that were not finite: in a row by now, and in the whole run
         self.passes = Passes(self.settings.seed)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self._log = TrainingLog(self.save_dir)
@@ -155,9 +157,11 @@ class DALLe2Trainer:
 
     def train(self, num_epochs: int) -> None:
         """Trains for `num_epochs` passes over the dataloader, counted from the first start; saves at the end."""
+        before = self.lost
         for epoch_i in range(self.passes.finished(self.dataloader), num_epochs):
             self.train_one_epoch(epoch_i)
         self.save()
+        mention_lost(self, before)
 
     @undisturbed
     def train_one_epoch(self, epoch_i: int) -> None:
@@ -172,9 +176,11 @@ class DALLe2Trainer:
         """Trains until `images` images were seen, over as many passes as that takes; saves at the end."""
         if images <= self.images:
             return
+        before = self.lost
         with stop_on_signals() as stop:
             self._loop(self.passes.endless(self.dataloader), images, stop)
         self.save()
+        mention_lost(self, before)
 
     @undisturbed
     def train_step(self, batch: Any) -> float:
@@ -242,9 +248,10 @@ class DALLe2Trainer:
                 self.seconds, began = self.seconds + now - began, now
 
                 # Tell
-                self.reporter.step(Report(self.images, size, values))
+                self.reporter.step(Report(self.images, size, values, skipped=self.lost))
                 if self.steps % self.log_interval == 0:
-                    self._log.write(self.images, values | {"seconds": self.seconds})
+                    lost = {"skipped": self.lost} if self.lost else {}
+                    self._log.write(self.images, values | lost | {"seconds": self.seconds})
                 if self._preview_is_due(size):
                     self._preview(batch)
 
@@ -281,24 +288,29 @@ class DALLe2Trainer:
             for buffer, before in buffers:
                 buffer.copy_(before)
         with scheduled(self.optimizer, self.settings.lr_schedule.factor(self.images)) as rates:
-            self._update(finite)
+            self._update(finite, seeking=self._scaler.is_enabled() and math.isfinite(totals["loss"]))
         self.images, self.steps = self.images + size, self.steps + 1
         if self.ema and not self.skipped:
             self.ema.update(self.model, self.images, size)
         return totals | {"grad_norm": norm, **reported(rates)}
 
-    def _update(self, finite: bool) -> None:
-        """Applies the gradients, or leaves the weights as they are and counts."""
+    def _update(self, finite: bool, seeking: bool) -> None:
+        """Applies the gradients, or leaves the weights as they are and counts.
+
+        seeking: in fp16, where gradients that are too large only say that they were scaled too much.
+        """
         if finite:
             self._scaler.step(self.optimizer)
             self.skipped = 0
         else:
             self.skipped += 1
+            self.lost += not seeking
         self._scaler.update()
         if self.skipped > MOST_SKIPPED:
             raise Dalle2Error(
                 f"the loss of {self.skipped} steps in a row was not finite after {self.images:,} images: "
-                "lower the learning rate or train in fp32; the last saved state is whole"
+                f"lower the learning rate ({self.name}.run.lr of a recipe) or train in fp32, in another folder than "
+                f"{self.place}, where the last saved state is whole"
             )
 
     def _generator(self) -> torch.Generator:
@@ -365,6 +377,7 @@ class DALLe2Trainer:
             "steps": self.steps,
             "passes": {"done": self.passes.done, "rows": self.passes.rows},
             "skipped": self.skipped,
+            "lost": self.lost,
             "seconds": self.seconds,
             "seed": self.settings.seed,
         }
@@ -392,6 +405,7 @@ class DALLe2Trainer:
     def _go_on(self, state: Mapping[str, Any]) -> None:
         self.images, self.steps, self.seconds = state["images"], state["steps"], state["seconds"]
         self.skipped = state.get("skipped", 0)
+        self.lost = state.get("lost", self.skipped)
         self.passes = Passes(self.settings.seed, **state.get("passes", {}))
         if "passes" not in state:
             self.passes.guess(self.images, self.steps, self.dataloader)
