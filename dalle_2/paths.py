@@ -27,6 +27,7 @@ _BEGAN = time.time()
 _WHILE, _DAY = 600, 86_400  # seconds
 NO_HOME = "this user has none (no HOME, and no entry in the system's list of users)"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK = (*_FULL, errno.EFBIG, errno.EIO)
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:
@@ -73,8 +74,8 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     What a killed process left half-written in the folder goes first.
 
     Whoever may read it is up to the umask, whatever the library that writes has set (safetensors: the owner alone).
-    Missing parent folders are made. Raises OSError (ENOSPC, with the name of `target`) on a full disk,
-    whatever the library that was writing made of it.
+    Missing parent folders are made. Raises OSError with the name of `target` for a disk that is full or fails and for a
+    file beyond the limit of its size, whatever the library that was writing made of it.
     """
     target = Path(os.path.realpath(target))
     with _aside(target) as temporary:
@@ -111,8 +112,9 @@ def _aside(target: Path) -> Iterator[Path]:
     try:
         yield temporary
     except Exception as error:
-        if is_disk_full(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        said = disk_error(error)
+        if said is not None and said.filename in (None, str(temporary)):
+            raise OSError(said.errno, os.strerror(said.errno or 0), str(target)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -170,18 +172,21 @@ def _clear_once(folder: Path) -> None:
         _clear(path, _WHILE)
 
 
-def clear_leftovers(folder: Path) -> None:
+def clear_leftovers(folder: Path, *, alone: bool = False) -> None:
     """Removes what killed processes left half-written in a folder, in which no other one is at work, and those below
-    it."""
+    it.
+
+    alone: nobody else can be writing there, so that no numbers of processes are asked, which systems give anew.
+    """
     for path in [*folder.rglob(".*")]:
-        _clear(path, 0)
+        _clear(path, 0, alone=alone)
 
 
-def _clear(path: Path, age: float) -> None:
+def _clear(path: Path, age: float, *, alone: bool = False) -> None:
     """age: seconds in which nothing was written."""
     named = _WRITING.fullmatch(path.name)
     with suppress(OSError):  # somebody else's, or gone by now
-        if named is not None and not _is_written(path, int(named[1] or named[3]), age):
+        if named is not None and (alone or not _is_written(path, int(named[1] or named[3]), age)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -189,15 +194,25 @@ def _is_written(path: Path, process: int, age: float) -> bool:
     """Whether the process is still there; a container may give every process the same number, and another process may
     have got that of a dead one."""
     written = path.stat().st_mtime
-    if process == os.getpid():
-        return written >= _BEGAN
     try:
         os.kill(process, 0) if os.name != "nt" else None  # there it would end the process
     except ProcessLookupError:
         return written > time.time() - age
     except OSError:
         pass
-    return written > time.time() - _DAY
+    return written >= _began(process) and written > time.time() - _DAY
+
+
+def _began(process: int) -> float:
+    """When a process that is there began, in seconds of the clock; at the beginning of time where nobody says it."""
+    if process == os.getpid():
+        return _BEGAN
+    try:
+        ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+        since_boot = ticks / os.sysconf("SC_CLK_TCK")
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot - 1  # clocks are coarse
+    except (OSError, ValueError, IndexError, AttributeError):  # only Linux
+        return 0.0
 
 
 def _mode_of_new(path: Path) -> int:
@@ -233,9 +248,22 @@ def require_plain_file(path: str | os.PathLike[str]) -> None:
 
 def is_disk_full(error: BaseException) -> bool:
     """True for a full disk or quota, including libraries that wrap the system's error in one of their own."""
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    return "no space left on device" in str(error).lower()
+    said = disk_error(error)
+    return said is not None and said.errno in _FULL
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What the system said where a disk was full or failed, or a file grew beyond the limit of its size; else None.
+
+    A library may have raised an error of its own while it met that one: PyTorch says that a position was unexpected.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return error
+        if "no space left on device" in str(error).lower():  # as others' code has it
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def holds_something(path: Path) -> bool:

@@ -3,6 +3,7 @@
 It knows the commands' names only, loads the one that is called, and says in one sentence what went wrong.
 """
 
+import errno
 import importlib
 import sys
 import traceback
@@ -18,7 +19,7 @@ from dalle_2.cli.home import knowing_home
 from dalle_2.cli.stopwatch import begin
 from dalle_2.cli.streams import show_what_can_be_shown
 from dalle_2.errors import Dalle2Error, UsageError
-from dalle_2.paths import is_disk_full
+from dalle_2.paths import disk_error
 from dalle_2.terminal import STANDARD_OUTPUT, let_go_of_output, plain_streams
 from dalle_2.threads import wait_asleep
 from dalle_2.training.interrupt import TERMINATED, Stop, Terminated, unwound_on_signals
@@ -43,6 +44,12 @@ COMMANDS = {
     "doctor": "Examine this machine and its packages, and name known traps.",
 }
 
+# By what the system says; a quota is a disk's end, too.
+DISK = {
+    errno.ENOSPC: "the disk is full while writing {}: free some space or write elsewhere",
+    errno.EFBIG: "{} would be larger than a file may be here: raise the limit (ulimit -f), or write to another disk",
+    errno.EIO: "the disk failed while reading or writing {}: look at the system's log, and write elsewhere",
+}
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -148,9 +155,9 @@ def _verdict(error: Any) -> tuple[str, int]:
     """One sentence and the exit status for any error."""
     if isinstance(error, Dalle2Error):
         return str(error), error.exit_status
-    if is_disk_full(error):
-        name = getattr(error, "filename", None)
-        return f"the disk is full while writing {name or 'a file'}: free some space or write elsewhere", 1
+    if (said := disk_error(error)) is not None:
+        name = getattr(error, "filename", None) or said.filename or "a file"
+        return DISK.get(said.errno or 0, DISK[errno.ENOSPC]).format(name), 1
     if _is_out_of_memory(error):
         return f"there is too little memory, {_first_line(error)}: ask for less at once, or see --low-memory", 1
     if _is_typers(error):

@@ -31,8 +31,8 @@ from dalle_2.training.preview import sample_grid, shown
 from dalle_2.training.progress import Report, Reporter, Silent
 from dalle_2.training.rates import reported, scheduled
 from dalle_2.training.remote import Mirror
-from dalle_2.training.restoring import apart, load_optimiser
-from dalle_2.training.state import load_state, save_state, saved_run
+from dalle_2.training.restoring import apart, load_optimiser, load_scaler
+from dalle_2.training.state import check_state, load_state, save_state, saved_run
 from dalle_2.training.surroundings import undisturbed
 from dalle_2.weights.checkpoint import check_tensors, load_tensors
 from dalle_2.weights.prefixes import plain_names
@@ -355,7 +355,7 @@ class DALLe2Trainer:
         if there is None:
             return
         check_same_run(there, self._run(), self.place)
-        if self._token is not None and there["token"] != self._token:
+        if self._token is not None and there.get("token") != self._token:
             raise UsageError(
                 f"another trainer has saved a state in {self.place} since this one did: "
                 "give each trainer a save_dir of its own"
@@ -383,6 +383,7 @@ class DALLe2Trainer:
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        check_state(state, self.place)
         own = self._run()
         there = stated(state, own)
         check_same_run({**there, "settings": {}}, own, self.place)
@@ -393,13 +394,13 @@ class DALLe2Trainer:
         weights, average = ({**(state[part] or {}), **plain_names(frozen)} for part in ("model", "ema"))
         check_tensors(self.model, weights, self.save_dir)
         check_same_run(there, own, self.place)
+        if state["scaler"]:  # empty where the run was not in fp16 so far
+            load_scaler(self._scaler, state["scaler"], self.save_dir)
         beside = apart(self.model, self.optimizer)
         load_optimiser(self.optimizer, beside, state, self.save_dir)
         load_tensors(self.model, weights, self.save_dir)
         if self.ema:
             load_tensors(self.ema.model, average, self.save_dir)
-        if state["scaler"]:  # empty where the run was not in fp16 so far
-            self._scaler.load_state_dict(state["scaler"])
         self._go_on(state)
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
