@@ -25,7 +25,7 @@ from dalle_2.pipelines.find import PLAN
 from dalle_2.pipelines.folder import save
 from dalle_2.pipelines.manifest import read_manifest, sha256
 from dalle_2.pipelines.seen import note_seen
-from dalle_2.training.alone import alone
+from dalle_2.training.alone import LANE_LOCK, LANE_PATIENCE, alone
 from dalle_2.training.beside import beside
 from dalle_2.training.card import training_card
 from dalle_2.training.dry_run import countable, rough_cost
@@ -112,7 +112,9 @@ class Training:
         if wanted and not self._is_done(wanted[0]):
             self._check_can_run(wanted[0])  # what can't even begin leaves no folder behind
         with alone(self.run):
-            clear_leftovers(self.out)  # no other training is at work here
+            with alone(self.run, LANE_LOCK, LANE_PATIENCE):
+                clear_leftovers(self.run, alone=True)
+            clear_leftovers(self.out)
             atomic_write_text(self.run / PLAN, json.dumps({"stages": countable(self.recipe)}))
             self._look_out(wanted)
             return self._train(wanted)
@@ -444,7 +446,7 @@ def _train_aside(
     """Some stages of a training, in a process of their own; whatever else there is to say, the other lane says."""
     torch.set_num_threads(threads)
     training = Training(recipe, out, reporter=Telling(tell), device=device, say=lambda line: None)
-    with warnings_told(tell):
+    with warnings_told(tell), alone(training.run, LANE_LOCK, LANE_PATIENCE):
         for stage in stages:
             training._stage(stage)
 
