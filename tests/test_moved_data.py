@@ -11,7 +11,7 @@ from dalle_2.cli.main import main
 from dalle_2.config import override
 from dalle_2.data.folders import LocalFolder
 from dalle_2.data.image_folder import ImageFolder
-from dalle_2.errors import UsageError
+from dalle_2.errors import DataError
 from dalle_2.presets import resolve
 from dalle_2.training.placeless import placeless
 from dalle_2.training.train import Training
@@ -51,7 +51,7 @@ def test_moved_pictures_are_the_same_pictures(pictures: Path, tmp_path: Path) ->
     longer = training(moved, out, **{"clip.run.images": 24, "data.options": {"follow_links": True}})
     assert longer.train(["clip"]) is None
     (moved / "0.txt").write_text("something else")
-    with pytest.raises(UsageError, match="was begun with another data.pictures"):
+    with pytest.raises(DataError, match="the pictures in .*another have changed since .*out/run was begun: put them"):
         training(moved, out).train(["clip"])
 
 
@@ -82,11 +82,11 @@ def test_a_stage_knows_the_ones_it_goes_on_from_without_their_place() -> None:
 
 def test_a_training_lists_a_folder_once(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed, sized = [], []
-    names, size = LocalFolder.listed, ImageFolder._bytes
+    names, size = LocalFolder.listed, ImageFolder._stamp
     monkeypatch.setattr(LocalFolder, "listed", lambda self: listed.append(1) or names(self))
-    monkeypatch.setattr(ImageFolder, "_bytes", lambda self, name: sized.append(name) or size(self, name))
+    monkeypatch.setattr(ImageFolder, "_stamp", lambda self, name: sized.append(name) or size(self, name))
     training(pictures, tmp_path / "out").train(["clip"])
-    assert (len(listed), len(sized)) == (1, 8)
+    assert (len(listed), len(sized)) == (2, 16)  # at the start, and at the end to see whether anything changed
 
 
 def test_the_command_follows_links_when_it_is_told_to(pictures: Path, tmp_path: Path, capsys: Any) -> None:

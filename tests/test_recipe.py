@@ -9,11 +9,12 @@ from dalle_2.errors import ConfigError, UsageError
 from dalle_2.presets import PRESETS, flattened, preset, resolve
 from dalle_2.published import DEFAULT_CLIP
 from dalle_2.training.card import training_card
+from dalle_2.training.differences import LENGTH, SHOWN, differing, without
 from dalle_2.training.expectation import expectation
 from dalle_2.training.recipe import Recipe
 from dalle_2.training.stage import trainer_settings
 from dalle_2.training.stages import STAGES
-from dalle_2.training.train import LENGTH, SHOWN, Training, differing, without
+from dalle_2.training.train import Training
 
 
 @pytest.mark.parametrize("name", PRESETS)

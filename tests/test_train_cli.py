@@ -343,8 +343,8 @@ def test_a_folder_that_changed_is_not_taken_for_the_same(
         said = train(tmp_path / "out", "--data", str(pictures))
     finally:
         shutil.copy(tmp_path / "kept" / "00.txt", pictures / "00.txt")
-    assert said.status == 2
-    assert "run/clip was begun with another data.pictures" in said.err
+    assert said.status == 1
+    assert f"the pictures in {pictures} have changed since {tmp_path}/out/run was begun: put them" in said.err
 
 
 def test_folders_that_can_not_be_used_are_refused(tmp_path: Path) -> None:

@@ -172,7 +172,9 @@ def test_a_stopped_training_says_that_its_state_is_saved(number: int, status: in
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == status, said
-    assert f"stopped: the state is saved in {tmp_path}/out/run, and the same command goes on from there" in said
+    last = [line for line in said.splitlines() if line != "dalle2: interrupted"][-1]
+    kept = f"the state is saved in {tmp_path}/out/run, and the same command goes on from there"
+    assert last == f"stopped at clip, not finished: {kept}"
     assert (tmp_path / "out" / "run" / "clip" / "state.pth").exists()
     assert not list((tmp_path / "out").rglob(".*.pth"))
 
@@ -199,7 +201,8 @@ def test_a_stop_between_the_loops_is_no_saved_state(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("dalle_2.training.train.Training._train", killed)
     said = train(tmp_path / "out", "shapes-micro")
     assert said.status == 0
-    assert f"stopped: what was saved last is kept in {tmp_path}/out/run, and the same command" in said.err
+    assert f"stopped, not finished: what was saved last is kept in {tmp_path}/out/run, and the same" in said.err
+    assert train(tmp_path / "out", "shapes-micro", "--stop-status", "143").status == 143
 
 
 # What killed processes leave

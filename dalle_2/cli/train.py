@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ WHAT = (
     f"A preset, a TOML file, or both a stage ({', '.join(STAGES)}) and one of these; by default shapes-tiny, and with "
     "--data my-pictures."
 )
+if TYPE_CHECKING:
+    from dalle_2.training.train import Training
+
 HERE = "."  # the source of presets that leave the folder open
 
 
@@ -46,6 +49,12 @@ def train(
         bool,
         typer.Option("--dry-run", help="Say what training would take, here and on other hardware, and stop."),
     ] = False,
+    stop_status: Annotated[
+        int,
+        typer.Option(
+            min=0, max=255, help="Exit status after SIGTERM, once the state is saved; 143 for schedulers that need it."
+        ),
+    ] = 0,
     hardware: Annotated[str, typer.Option(help="For --dry-run: v100, rtx4090, tpu-v4, a100, h100 or h200.")] = "a100",
     devices: Annotated[int, typer.Option(min=1, help="For --dry-run: how many of them.")] = 1,
 ) -> None:
@@ -91,33 +100,38 @@ def train(
     training.check(stages)
     if not quiet:
         typer.echo(expectation(recipe, folder), err=True)
-    try:
-        with stopped_in_words(folder):
-            pipeline = training.train(stages)
+    with stopped_in_words(training, stop_status), missing_pictures_named(training):
+        pipeline = training.train(stages)
         if pipeline is None:
             typer.echo(f"stages done: {', '.join(stages)}; the pipeline needs the others too", err=True)
         else:
             typer.echo(f'{pipeline}\nnow: dalle2 generate "your words" --pipeline {quoted(pipeline)}')
+
+
+@contextmanager
+def missing_pictures_named(training: "Training") -> Iterator[None]:
+    """Says at the end which pictures couldn't be used: whoever wants no progress still wants to know that."""
+    try:
+        yield
     finally:
-        # Whoever wants no progress still wants to know that pictures are missing.
         if training.skipped:
             typer.echo(f"warning: {training.skipped}", err=True)
 
 
 @contextmanager
-def stopped_in_words(folder: Path) -> Iterator[None]:
-    """Says of a training that was stopped what is kept; after SIGTERM the command ends well."""
+def stopped_in_words(training: "Training", status: int) -> Iterator[None]:
+    """Says of a training that was stopped where it was, and what is kept; after SIGTERM it ends with `status`."""
     from dalle_2.training.interrupt import Stopped, Terminated
 
-    again = "the same command goes on from there"
     try:
         yield
     except (KeyboardInterrupt, Terminated) as end:
         whole = isinstance(end, Stopped) or (isinstance(end, Terminated) and end.code == 0)
         kept = "the state is saved" if whole else "what was saved last is kept"
-        typer.echo(f"stopped: {kept} in {folder / 'run'}, and {again}", err=True)
+        at = f"stopped at {training.at}" if training.at else "stopped"
+        typer.echo(f"{at}, not finished: {kept} in {training.run}, and the same command goes on from there", err=True)
         if isinstance(end, Terminated):
-            raise Terminated(0) from None
+            raise Terminated(status) from None
         raise
 
 

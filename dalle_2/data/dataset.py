@@ -97,6 +97,14 @@ class Resizable(Protocol):
     def at_size(self, size: int) -> AbsDataset: ...
 
 
+@runtime_checkable
+class Watched(Protocol):
+    """A data set that can say what has become of its pictures since it was made, in words; None if they are as they
+    were."""
+
+    def changed(self) -> str | None: ...
+
+
 def data_fingerprint(dataset: AbsDataset) -> str:
     """Two data sets with one fingerprint hold the same pictures and captions by number; their `size` may
     differ.

@@ -122,7 +122,8 @@ class EmbeddingStore(Dataset[tuple[Tensor, Tensor]]):
         for name in ARRAYS:
             if _sha256(self.folder / f"{name}.npy") != self.manifest.sha256[name]:
                 raise DataError(
-                    f"{self.folder / name}.npy has changed since it was built: delete and rebuild its folder"
+                    f"{self.folder / name}.npy has changed since it was built, and may have been damaged on the disk: "
+                    f"delete {self.folder}, and the same command builds it anew"
                 )
 
     def __reduce__(self) -> tuple[type["EmbeddingStore"], tuple[Path]]:

@@ -55,6 +55,10 @@ class Folder(ABC):
     def size(self, name: str) -> int:
         """Bytes of a file. Raises OSError if it is gone, or a pipe or a device, as the next two do."""
 
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Bytes of a file, and when it was last written in nanoseconds, 0 where nobody says. Raises OSError."""
+        return self.size(name), 0
+
     @abstractmethod
     def read(self, name: str) -> bytes:
         """The content of a file. Raises OSError, or Unreachable where a network lies between."""
@@ -120,6 +124,10 @@ class LocalFolder(Folder):
 
     def size(self, name: str) -> int:
         return os.path.getsize(self._plain(name))
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        stat = os.stat(os.path.join(self.root, name))
+        return stat.st_size, stat.st_mtime_ns
 
     def read(self, name: str) -> bytes:
         return self._plain(name).read_bytes()

@@ -13,6 +13,7 @@ import operator
 import os
 import zlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -40,7 +41,7 @@ from dalle_2.data.skipped import (
     SkipReport,
     listed,
 )  # fmt: skip
-from dalle_2.errors import DataError, UsageError
+from dalle_2.errors import Dalle2Error, DataError, UsageError
 from dalle_2.images import from_pil, open_image, size_of
 from dalle_2.paths import NotAPlainFile
 
@@ -83,6 +84,10 @@ class ImageFolder(AbsDataset):
                 f"size must be at least 1, resize crop, squash or pad, on_error skip or raise; "
                 f"got {size}, {resize!r}, {on_error!r}"
             )
+        self._anew = partial(
+            type(self), root, size,
+            resize=resize, on_error=on_error, held_out=held_out, seed=seed, follow_links=follow_links,
+        )  # fmt: skip
         self._folder = open_folder(root, follow_links=follow_links)
         self.name = PurePosixPath(self._folder.label.replace("\\", "/")).name or "folder"
         self.size, self.resize, self.on_error, self.seed = size, resize, on_error, seed
@@ -128,8 +133,9 @@ class ImageFolder(AbsDataset):
 
     def digest(self, index: int) -> str:
         """The first 16 digits of the sha256 of picture `index`'s file; empty where it is gone."""
-        try:
-            return hashlib.sha256(self._folder.read(self._names[index])).hexdigest()[:16]
+        name = self._names[index]
+        try:  # by now something may lie there whose content has no end
+            return hashlib.sha256(self._folder.read(name)).hexdigest()[:16] if self._folder.is_file(name) else ""
         except OSError:
             return ""
 
@@ -172,12 +178,30 @@ class ImageFolder(AbsDataset):
         from where the folder lies. Computed once."""
         key = f"{self.resize}/{self.seed}"
         if key not in self._fingerprint:
-            digest = hashlib.sha256(f"{key}\n".encode())
+            digest, dated = hashlib.sha256(f"{key}\n".encode()), hashlib.sha256()
             for name, captions in self._captions.items():
-                row = json.dumps([composed(name), self._bytes(name), captions])
-                digest.update(row.encode() + b"\n")
-            self._fingerprint[key] = digest.hexdigest()
+                size, date = self._stamp(name)
+                digest.update(json.dumps([composed(name), size, captions]).encode() + b"\n")
+                dated.update(f"{date}\n".encode())
+            self._fingerprint[key], self._fingerprint[f"{key}/dated"] = digest.hexdigest(), dated.hexdigest()
         return self._fingerprint[key]
+
+    def changed(self) -> str | None:
+        """What has become of the pictures and captions since `fingerprint` was asked for, None if nothing has.
+
+        On the disk also by the dates of the files; their content isn't read.
+        """
+        try:
+            now = self._anew()
+        except Dalle2Error as error:
+            return f"the pictures in {self._folder.label} can't be read any more ({error})"
+        if now.fingerprint() != self.fingerprint():
+            counts = f", {len(self)} then and {len(now)} now" if len(now) != len(self) else ""
+            return f"the pictures in {self._folder.label} or their captions changed{counts}"
+        dated = f"{self.resize}/{self.seed}/dated"
+        if now._fingerprint[dated] != self._fingerprint[dated]:
+            return f"pictures in {self._folder.label} were rewritten"
+        return None
 
     def at_size(self, size: int) -> "ImageFolder":
         """The same pictures fitted to another size, without listing them anew; both report the same ones left out."""
@@ -241,11 +265,11 @@ class ImageFolder(AbsDataset):
             raise DataError(f"none of the {len(self)} captioned pictures in {self._folder.label} can be read: {counts}")
         return example
 
-    def _bytes(self, name: str) -> int:
+    def _stamp(self, name: str) -> tuple[int, int]:
         try:
-            return self._folder.size(name)
+            return self._folder.stamp(name)
         except OSError:
-            return -1  # gone since the folder was listed
+            return -1, 0  # gone since the folder was listed
 
     def _pixels(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
         if self._folder.size(name) == 0:

@@ -31,13 +31,14 @@ def beside(work: Callable[..., object], *arguments: Any, hear: Hear) -> Iterator
     Ctrl-C too, asks the other process to stop as SIGTERM does, and waits until it has saved its state; so does the
     death of this process.
 
-    Raises, at the block's end, what `work` or else `hear` raised; Dalle2Error if the other process died.
+    Raises, at the block's end, what `work` or else `hear` raised; Dalle2Error if the other process died. So it does
+    where Ctrl-C or SIGTERM ended the block and the other process could not save its state.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(sender, work, arguments))
     try:
-        with children_wait_asleep():
+        with children_wait_asleep(), deaf_to_ctrl_c():
             process.start()
         sender.close()  # the process holds the only other end: its death is the end of the pipe
         with ThreadPoolExecutor(1) as pool:
@@ -45,8 +46,12 @@ def beside(work: Callable[..., object], *arguments: Any, hear: Hear) -> Iterator
             try:
                 yield
                 end = _waited_for(listener)
-            except BaseException:
+            except BaseException as stopped:
                 process.terminate()
+                end = listener.result()
+                process.join()
+                if isinstance(stopped, KeyboardInterrupt | Terminated):
+                    _check_saved(end, process.exitcode)
                 raise
     finally:
         if process.pid is not None:
@@ -57,11 +62,32 @@ def beside(work: Callable[..., object], *arguments: Any, hear: Hear) -> Iterator
         raise end.error
 
 
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """A process that is started inside hears no Ctrl-C, which a terminal sends to all: this one tells it to stop."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @dataclass(frozen=True)
 class _End:
     """The last message: how the work ended."""
 
     error: BaseException | None = None
+
+
+def _check_saved(end: "_End | None", exitcode: int | None) -> None:
+    """Raises what kept a process that was asked to stop from saving its state, or Dalle2Error for what killed it."""
+    if end is None and exitcode not in (-signal.SIGTERM, TERMINATED):  # so ends one that had nothing to save yet
+        raise Dalle2Error(_death(exitcode))
+    if end is not None and end.error is not None and not isinstance(end.error, KeyboardInterrupt | SystemExit):
+        raise end.error
 
 
 def _waited_for(listener: "Future[_End | None]") -> _End | None:

@@ -32,7 +32,8 @@ def embed(
 ) -> EmbeddingStore:
     """The embeddings of the first `count` examples, from the disk where they were computed before.
 
-    on_begin, on_progress: told `(done, count)` before the first and after each chunk that is computed now.
+    on_begin, on_progress: told `(done, count)` before the first and after each chunk that is computed now. Raises
+    DataError for embeddings that are not what was written.
     """
 
     def encode(rows: range) -> tuple[object, object]:
@@ -41,10 +42,12 @@ def embed(
         return encoder.encode_images(pictures), encoder.encode_text([example.caption for example in examples])
 
     data_id = data_fingerprint(dataset)
-    return build_store(
+    store = build_store(
         store_folder(folder, encoder_id, data_id), count, encode, dim=encoder.dim, encoder_id=encoder_id,
         data_id=data_id, data_name=dataset.name, on_begin=on_begin, on_progress=on_progress,
     )  # fmt: skip
+    store.verify()  # a single number that the disk has changed would be the scale of all
+    return store
 
 
 def measured_space(rows: np.ndarray, *, normalised: bool, directions: int | None = None) -> EmbeddingSpace:

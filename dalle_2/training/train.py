@@ -1,21 +1,20 @@
 """A whole training: the stages of a recipe in order, each going on where it stopped, then a pipeline folder."""
 
-import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dalle_2.config import Settings, parse
 from dalle_2.data.abs_dataset import AbsDataset
-from dalle_2.data.dataset import Recognisable, Resizable, data_fingerprint, load_dataset, skip_report
+from dalle_2.data.dataset import Recognisable, Resizable, Watched, data_fingerprint, load_dataset, skip_report
 from dalle_2.data.embeddings import EmbeddingStore
 from dalle_2.data.skipped import SkipReport
-from dalle_2.errors import CheckpointError, ConfigError, UsageError
+from dalle_2.errors import CheckpointError, Dalle2Error, UsageError
 from dalle_2.models.clip import CLIP
 from dalle_2.models.clip_encoding import CLIPEncoder
 from dalle_2.models.dalle2 import DALLe2
@@ -31,13 +30,12 @@ from dalle_2.training.card import training_card
 from dalle_2.training.dry_run import countable, rough_cost
 from dalle_2.training.embed import embed
 from dalle_2.training.ground import Ground
-from dalle_2.training.identity import SAMPLING
+from dalle_2.training.ledger import Ledger
 from dalle_2.training.outlook import SHORT, Outlook, Placed
-from dalle_2.training.placeless import placeless, without_place
 from dalle_2.training.progress import Counting, Reporter, Silent, Telling, relay_to, warnings_told
 from dalle_2.training.recipe import Recipe, UpsamplerStage
 from dalle_2.training.small_pictures import small_pictures
-from dalle_2.training.stages import ASIDE, BASES, STAGES, UPSAMPLERS
+from dalle_2.training.stages import ASIDE, STAGES, UPSAMPLERS
 from dalle_2.training.train_autoregressive_prior import train_autoregressive_prior
 from dalle_2.training.train_clip import train_clip
 from dalle_2.training.train_decoder import train_decoder
@@ -49,9 +47,6 @@ from dalle_2.weights.checkpoint import load_checkpoint
 
 PROCEDURAL = "shapes"
 PROCEDURAL_LENGTH = 100_000_000
-SHOWN = ("save_every", "preview_every", "log_interval")  # settings of a run that its result does not follow from
-LENGTH = ("images", "warmup")  # and those that may grow between two starts
-FREE = SHOWN + LENGTH + SAMPLING
 ANY_SIZE = 16  # what a folder holds doesn't depend on the size its pictures are read at
 
 
@@ -80,8 +75,11 @@ class Training:
         self.recipe, self.out, self.device, self.say, self.lanes = recipe, at_home(out), device, say, lanes
         self.run = self.out / "run"
         self.reporter: Reporter = reporter or Silent()
+        self.ledger = Ledger(recipe, self.run, self._pictures)
         self._read: list[AbsDataset] = []
-        self._listed: dict[str, Resizable] = {}  # a folder of a million pictures is listed once
+        # A folder of a million pictures is listed once, and what it holds is known by that list until the end.
+        self._listed: dict[str, Resizable] = {}
+        self.at = ""  # the stage that a training is at
 
     @property
     def skipped(self) -> SkipReport | None:
@@ -105,11 +103,12 @@ class Training:
     def train(self, stages: Sequence[str] = STAGES) -> Path | None:
         """Runs the named stages, skipping what is done; returns the pipeline folder once every stage is.
 
-        Raises what `check` does, UsageError for a stage whose predecessor has not run, and for a run folder that holds
-        another recipe's work or is another training's at this moment.
+        Warns of a folder whose pictures changed meanwhile. Raises what `check` does, UsageError for a stage whose
+        predecessor has not run, and for a run folder that holds another recipe's work or is another training's at this
+        moment; CheckpointError for files of finished stages that are damaged.
         """
         wanted = self.check(stages)
-        if wanted and not self._is_done(wanted[0]):
+        if wanted and not self.ledger.is_done(wanted[0]):
             self._check_can_run(wanted[0])  # what can't even begin leaves no folder behind
         with alone(self.run):
             with alone(self.run, LANE_LOCK, LANE_PATIENCE):
@@ -117,12 +116,35 @@ class Training:
             clear_leftovers(self.out)
             atomic_write_text(self.run / PLAN, json.dumps({"stages": countable(self.recipe)}))
             self._look_out(wanted)
-            return self._train(wanted)
+            pipeline = self._train(wanted)
+            self._check_came_to_its_end(wanted)
+            self._mention_changes()
+            return pipeline
+
+    def _check_came_to_its_end(self, wanted: Sequence[str]) -> None:
+        """Raises Dalle2Error for a stage that was asked for and trained, and isn't there."""
+        lacking = [stage for stage in wanted if not self.ledger.is_done(stage)]
+        if lacking:
+            raise Dalle2Error(
+                f"{lacking[0]} was trained, but {self.run / lacking[0]} does not hold it any more: something else has "
+                "changed that folder; the same command goes on from what is there"
+            )
+
+    def _mention_changes(self) -> None:
+        """Warns if the folder is not what it was when it was listed."""
+        for listed in self._listed.values():
+            if isinstance(listed, Watched) and (change := listed.changed()) is not None:
+                warnings.warn(
+                    f"{change} while this training ran, which took them as it listed them, or their neighbours: train "
+                    f"in another --out to learn from what is there now",
+                    stacklevel=3,
+                )
+                return
 
     def _look_out(self, wanted: Sequence[str]) -> None:
         """From now on the reporter says where the whole training stands."""
         stages = countable(self.recipe)
-        missing = [stage for stage in stages if stage in wanted and not self._is_done(stage)]
+        missing = [stage for stage in stages if stage in wanted and not self.ledger.is_done(stage)]
         if isinstance(self.reporter, Silent | Telling) or not missing:
             return
         # Models for a graphics card may be too large to be built here only to be counted.
@@ -135,21 +157,22 @@ class Training:
 
     def _train(self, wanted: list[str]) -> Path | None:
         if wanted[:1] == ["clip"]:
-            self._stage(wanted.pop(0))
+            self._stage("clip")
+            wanted = wanted[1:]
         aside = self._aside(wanted)
         with self._beside(aside, wanted) if aside else nullcontext():
             for stage in wanted:
                 if stage not in aside:
                     self._stage(stage)
-        return self._assemble() if all(self._is_done(stage) for stage in self.recipe.stages) else None
+        return self._assemble() if all(self.ledger.is_done(stage) for stage in self.recipe.stages) else None
 
     # Lanes
 
     def _aside(self, wanted: Sequence[str]) -> list[str]:
         """Which of these stages train in a process of their own: none unless both lanes have something to do."""
-        if self.lanes == 1 or not self._clip_is_there():
+        if self.lanes == 1 or not self.ledger.clip_is_there():
             return []
-        missing = [stage for stage in wanted if not self._is_done(stage)]
+        missing = [stage for stage in wanted if not self.ledger.is_done(stage)]
         aside = [stage for stage in missing if stage in ASIDE]
         return aside if len(aside) < len(missing) else []
 
@@ -157,13 +180,13 @@ class Training:
     def _beside(self, aside: Sequence[str], wanted: Sequence[str]) -> Iterator[None]:
         """Trains the stages `aside` while the block trains the others of `wanted`."""
         # What can't go on says so now, not after the embedding, or the other lane's hour.
-        for stage in (*aside, next(stage for stage in wanted if stage not in aside and not self._is_done(stage))):
+        for stage in (*aside, next(stage for stage in wanted if stage not in aside and not self.ledger.is_done(stage))):
             self._check_can_run(stage)
         _ = self.store  # embedded once, before both lanes read it
         hear = relay_to(self.reporter.another())
         with (
             half_of_the_threads() as rest,
-            beside(_train_aside, self.recipe, self.out, self.device, tuple(aside), rest, hear=hear),
+            beside(_train_aside, self.recipe, self.out, self.device, tuple(aside), rest, self._listed, hear=hear),
         ):
             yield
 
@@ -172,31 +195,31 @@ class Training:
     def _stage(self, stage: str) -> None:
         if stage == "clip" and self.recipe.clip.encoder:
             return
-        if self._clip_is_there() and self._is_done(stage):
-            self.say(f"{stage}: done before, in {self._file(stage)}")
+        if self.ledger.clip_is_there() and self.ledger.is_done(stage):
+            self.say(f"{stage}: done before, in {self.ledger.file(stage)}")
             return
         self._check_can_run(stage)
-        identity = self._identity(stage)
-        if not self._begun(stage).exists():
-            atomic_write_text(self._begun(stage), json.dumps(identity, indent=2))
+        self.at = stage
+        self.ledger.begin(stage)
+        identity = self.ledger.identity(stage)
         run: dict[str, Callable[[], None]] = {
             "clip": self._clip, "prior": self._prior, "prior_ar": self._prior_ar, "draft": self._draft,
             "decoder": self._decoder, "decoder_inpaint": self._inpaint,
             **{name: partial(self._upsampler, name) for name in UPSAMPLERS},
         }  # fmt: skip
         run[stage]()
-        atomic_write_text(self.run / stage / "done.json", json.dumps(identity, indent=2))
+        self.ledger.end(stage, identity)
 
     def _check_can_run(self, stage: str) -> None:
         """Refuses a stage that lacks what it stands on, or whose run was begun with other settings."""
-        if stage != "clip" and not self._clip_is_there():
+        if stage != "clip" and not self.ledger.clip_is_there():
             raise UsageError(f"the {stage} needs CLIP first: run `dalle2 train clip` with the same recipe and folder")
-        base = self._base(stage)
-        if base is not None and not self._is_done(base):
+        base = self.ledger.base(stage)
+        if base is not None and not self.ledger.is_done(base):
             raise UsageError(f"{stage} goes on from the {base}: run `dalle2 train {base}` with the same recipe first")
-        self._check_begun(stage)
+        self.ledger.check_begun(stage)
         if stage == "clip":
-            self._check_nothing_stands_on_clip()
+            self.ledger.check_nothing_stands_on_clip()
 
     def _clip(self) -> None:
         stage = self.recipe.clip
@@ -223,16 +246,16 @@ class Training:
     def _decoder(self) -> None:
         stage = self.recipe.decoder
         dataset = self._reading(stage.config.image_size)
-        draft = self._file("draft") if self.recipe.draft else None
+        draft = self.ledger.file("draft") if self.recipe.draft else None
         train_decoder(stage, self.ground, dataset, self.run / "decoder", draft=draft)
 
     def _inpaint(self) -> None:
         stage = self.recipe.decoder_inpaint
         assert stage is not None
         dataset = self._reading(self.recipe.decoder.config.image_size)
-        decoder = self.recipe.decoder
+        decoder, weights = self.recipe.decoder, self.ledger.file("decoder")
         train_inpaint(
-            stage, self.ground, dataset, self.run / "decoder_inpaint", decoder=self._file("decoder"), of=decoder.of,
+            stage, self.ground, dataset, self.run / "decoder_inpaint", decoder=weights, of=decoder.of,
             frozen=decoder.caption == "clip",
         )  # fmt: skip
 
@@ -246,7 +269,7 @@ class Training:
     @cached_property
     def encoder(self) -> CLIPEncoder:
         """The trained CLIP: of this run, or the one the recipe names."""
-        return CLIPEncoder(self.recipe.clip.encoder or self._file("clip"), device=self.device)
+        return CLIPEncoder(self.recipe.clip.encoder or self.ledger.file("clip"), device=self.device)
 
     @cached_property
     def ground(self) -> Ground:
@@ -262,7 +285,7 @@ class Training:
         watch = Counting(self.reporter, "embeddings")
         try:
             return embed(
-                self.encoder, dataset, self.run, count=len(dataset), encoder_id=self._encoder_id(),
+                self.encoder, dataset, self.run, count=len(dataset), encoder_id=self.ledger.encoder_id(),
                 on_begin=watch.begin, on_progress=watch.advance,
             )  # fmt: skip
         finally:
@@ -288,95 +311,12 @@ class Training:
             self._listed[key] = dataset
         return self._listed[key].at_size(size)
 
+    def _pictures(self) -> str | None:
+        """The fingerprint of the folder as it was listed at the start, None for pictures that are drawn here."""
+        return None if self.recipe.data.source == PROCEDURAL else data_fingerprint(self._dataset(ANY_SIZE))
+
     def _clip_size(self) -> int:
         return int(self.encoder.model.image_size)
-
-    def _clip_is_there(self) -> bool:
-        return bool(self.recipe.clip.encoder) or self._file("clip").exists()
-
-    def _encoder_id(self) -> str:
-        if self.recipe.clip.encoder:
-            return self.recipe.clip.encoder
-        return hashlib.sha256(self._file("clip").read_bytes()).hexdigest()
-
-    def _file(self, stage: str) -> Path:
-        return self.run / stage / f"{stage}.safetensors"
-
-    # What was done before
-
-    def _identity(self, stage: str) -> dict[str, Any]:
-        """Everything a stage's result follows from; of a folder also what lies in it."""
-        settings: Settings = getattr(self.recipe, stage)
-        data: dict[str, Any] = self.recipe.data.model_dump(mode="json")
-        if self.recipe.data.source != PROCEDURAL:
-            data["pictures"] = data_fingerprint(self._dataset(ANY_SIZE))
-        identity = {
-            "settings": settings.model_dump(mode="json"), "data": without_place(data),
-            "seed": self.recipe.seed, "embeddings": self.recipe.embeddings if stage != "clip" else None,
-            "clip": self._encoder_id() if stage != "clip" else None,
-            "directions": self.recipe.directions if stage != "clip" else None,
-        }  # fmt: skip
-        if (base := self._base(stage)) is not None:
-            identity[base] = sha256(self._file(base)) if self._file(base).exists() else None
-            identity[f"{base}_begun"] = self._base_begun(base)
-        return identity
-
-    def _base(self, stage: str) -> str | None:
-        """The stage that one goes on from, if the recipe has it."""
-        base = BASES.get(stage)
-        return base if base in self.recipe.stages else None
-
-    def _base_begun(self, base: str) -> dict[str, Any] | None:
-        """What every length of a run shares: a stage may go on from one that was trained longer."""
-        path = self._begun(base)
-        return without(placeless(json.loads(path.read_text())), FREE) if path.exists() else None
-
-    def _begun(self, stage: str) -> Path:
-        return self.run / stage / "begun.json"
-
-    def _check_begun(self, stage: str) -> None:
-        """A run that has begun goes on with the settings it began with; only its length may grow, and how the model is
-        sampled may change."""
-        path = self._begun(stage)
-        if not path.exists():
-            return
-        # A decoder's draft is frozen beside it and may have grown; an inpainting decoder would stay the old one's.
-        digest = {"draft": None} if self._base(stage) == "draft" else {}
-        before, now = ({**without(one, FREE), **digest} for one in (self._written(path, stage), self._identity(stage)))
-        changed = dict.fromkeys(in_the_recipe(name, stage) for name in differing(before, now))
-        if changed:
-            raise UsageError(
-                f"{path.parent} was begun with another {', '.join(changed)}: "
-                "delete that folder to start the stage anew, or choose another --out"
-            )
-
-    def _is_done(self, stage: str) -> bool:
-        """Whether the stage has run to its end, with these settings and on this CLIP."""
-        path = self.run / stage / "done.json"
-        if stage == "clip" and self.recipe.clip.encoder:
-            return True
-        if not (path.exists() and self._file(stage).exists() and self._clip_is_there()):
-            return False
-        done, wanted = self._written(path, stage), self._identity(stage)
-        return without(done, SHOWN) == without(wanted, SHOWN)
-
-    def _written(self, path: Path, stage: str) -> dict[str, Any]:
-        """A stage's identity as it was written; settings that are newer than it have their defaults."""
-        identity: dict[str, Any] = placeless(json.loads(path.read_text()))
-        with suppress(ConfigError):  # one that is gone shows as a difference
-            settings = parse(type(getattr(self.recipe, stage)), identity["settings"])
-            identity["settings"] = settings.model_dump(mode="json")
-        known = self._identity(stage)["directions"]
-        return {"directions": known, **identity}  # which earlier releases didn't write
-
-    def _check_nothing_stands_on_clip(self) -> None:
-        """A CLIP that is trained on would pull the ground from under the stages that were trained with it."""
-        later = [stage for stage in STAGES[1:] if (self.run / stage).exists()]
-        if later:
-            raise UsageError(
-                f"{self.run} holds stages that were trained with the CLIP you are about to change "
-                f"({', '.join(later)}): choose another --out, or delete those folders to train them anew"
-            )
 
     # The end
 
@@ -387,15 +327,14 @@ class Training:
         training = {"recipe": self.recipe.model_dump(mode="json"), "stages": origins}
         if self._holds(training):
             return self.out
-        upsamplers = [self._file(name) for name in UPSAMPLERS if name in self.recipe.stages]
+        upsamplers = [self.ledger.file(name) for name in UPSAMPLERS if name in self.recipe.stages]
         encoder = self.encoder
         if isinstance(encoder.model, CLIP):
             encoder = CLIPEncoder(encoder.model.without_side_tasks(), tokenizer=encoder.tokenizer)
         beside = {AUTOREGRESSIVE: "prior_ar", PAINTER: "decoder_inpaint"}
-        others = {role: self._file(name) for role, name in beside.items() if name in self.recipe.stages}
-        pipeline = DALLe2(
-            self._file("prior"), self._file("decoder"), encoder, upsampler_paths=upsamplers, alternatives=others
-        )
+        others = {role: self.ledger.file(name) for role, name in beside.items() if name in self.recipe.stages}
+        prior, decoder = self.ledger.file("prior"), self.ledger.file("decoder")
+        pipeline = DALLe2(prior, decoder, encoder, upsampler_paths=upsamplers, alternatives=others)
         card, named = training_card(self.recipe, origins), self.recipe.clip.encoder
         return save(pipeline, self.out, name=self.recipe.name, training=training, card=card, clip=named)
 
@@ -419,11 +358,12 @@ class Training:
         """What each stage's weight file says of its making, and its digest, which no two trainings share."""
         origins = {}
         for stage in STAGES:
-            if self._file(stage).exists():
-                checkpoint = load_checkpoint(self._file(stage))
+            if self.ledger.file(stage).exists():
+                self.ledger.check_sound(stage, anew=True)  # it goes into the pipeline now
+                checkpoint = load_checkpoint(self.ledger.file(stage))
                 # Heads for CLIP's side tasks are left behind, see `CLIP.without_side_tasks`.
                 weights = sum(x.numel() for name, x in checkpoint.tensors.items() if not name.startswith("side."))
-                digest = sha256(self._file(stage))
+                digest = sha256(self.ledger.file(stage))
                 origins[stage] = {**checkpoint.provenance, "parameters": weights, "sha256": digest}
         return origins
 
@@ -441,39 +381,21 @@ def half_of_the_threads() -> Iterator[int]:
 
 
 def _train_aside(
-    tell: Callable[[Any], None], recipe: Recipe, out: Path, device: str, stages: Sequence[str], threads: int
+    tell: Callable[[Any], None],
+    recipe: Recipe,
+    out: Path,
+    device: str,
+    stages: Sequence[str],
+    threads: int,
+    listed: dict[str, Resizable],
 ) -> None:
-    """Some stages of a training, in a process of their own; whatever else there is to say, the other lane says."""
+    """Some stages of a training, in a process of their own; whatever else there is to say, the other lane says.
+
+    listed: the folders as the other lane has listed them, so that both have one list.
+    """
     torch.set_num_threads(threads)
     training = Training(recipe, out, reporter=Telling(tell), device=device, say=lambda line: None)
+    training._listed = listed
     with warnings_told(tell), alone(training.run, LANE_LOCK, LANE_PATIENCE):
         for stage in stages:
             training._stage(stage)
-
-
-def without(identity: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """An identity without some settings of its run and of its model."""
-    settings = dict(identity["settings"])
-    for part in {"run", "config"} & {*settings}:
-        settings[part] = {name: value for name, value in settings[part].items() if name not in names}
-    return {**identity, "settings": settings}
-
-
-def in_the_recipe(name: str, stage: str) -> str:
-    """What the recipe calls a part of a stage's identity, which also holds how the stage it goes on from was begun."""
-    base = BASES.get(stage, "")
-    of_base = name.removeprefix(f"{base}_begun.")
-    stage = stage if of_base == name else base
-    return f"{stage}.{of_base.removeprefix('settings.')}" if of_base.startswith("settings.") else of_base
-
-
-def differing(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
-    """The dotted names of the values in which two nested dicts differ."""
-    names: list[str] = []
-    for key in sorted({*before, *after}):
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            names += differing(old, new, f"{path}{key}.")
-        elif old != new:
-            names.append(f"{path}{key}")
-    return names
