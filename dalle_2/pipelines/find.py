@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from dalle_2.errors import CheckpointError, HubError, UsageError
 from dalle_2.json_file import read_object
 from dalle_2.paths import TRAINED_MODELS, at_home, shipped_pipelines
 from dalle_2.pipelines.manifest import MANIFEST
+from dalle_2.pipelines.moving import finish_move
 from dalle_2.published import PUBLISHED, Published, published_as
 
 DEFAULT = "shapes-tiny"
@@ -33,7 +35,7 @@ def find_pipeline(source: str | os.PathLike[str]) -> Path:
     pipeline, HubError for a hub id that is neither cached nor can be fetched.
     """
     place = locate(source)
-    return place if isinstance(place, Path) else _from_hub(place)
+    return _whole(place) if isinstance(place, Path) else _from_hub(place)
 
 
 def check_draws(source: str | os.PathLike[str]) -> None:
@@ -54,7 +56,7 @@ def locate(source: str | os.PathLike[str]) -> Path | str:
     if folder.is_file() and folder.name == MANIFEST:
         return folder.parent
     if folder.is_dir():
-        if not holds_pipeline(folder):
+        if not holds_pipeline(_whole(folder)):
             _check_finished(folder)
             raise CheckpointError(f"{folder} is no pipeline folder: it has no {MANIFEST} and no {FOREIGN}")
         return folder
@@ -66,6 +68,13 @@ def locate(source: str | os.PathLike[str]) -> Path | str:
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return source
     raise UsageError(f"there is no pipeline {str(source)!r}: {_hint(str(source))}, or give a folder or a hub id")
+
+
+def _whole(folder: Path) -> Path:
+    """The folder, once a pipeline is in it whose move there was cut off."""
+    with suppress(OSError):  # somebody else's, who may finish it
+        finish_move(folder)
+    return folder
 
 
 def _check_finished(folder: Path) -> None:

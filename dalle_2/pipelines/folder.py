@@ -28,6 +28,7 @@ from dalle_2.pipelines.kandinsky import load_kandinsky
 from dalle_2.pipelines.karlo import load_karlo, read_json
 from dalle_2.pipelines.karlo_original import load_karlo_original
 from dalle_2.pipelines.manifest import CARD, MANIFEST, Manifest, Part, read_manifest, sha256, write_manifest
+from dalle_2.pipelines.moving import move_in
 from dalle_2.place import require_place
 from dalle_2.text.tokenizer import Tokenizer
 
@@ -113,9 +114,9 @@ def save(
     place of copying the encoder. dtype: of the weights on disk; None keeps theirs.
 
     All files are written aside and moved in at the end, so an older pipeline in the folder stays whole if the disk
-    fills up. Other files there are left alone. Raises CheckpointError if something can't be written,
-    UsageError for a place that can't be one, for a CLIP that can neither be copied nor is named, for a pipeline in low
-    memory, and naming two parts that don't fit each other.
+    fills up, and a new one whose move was cut off is moved in by whoever loads it. Other files there are left alone.
+    Raises CheckpointError if something can't be written, UsageError for a place that can't be one, for a CLIP that can
+    neither be copied nor is named, for a pipeline in low memory, and naming two parts that don't fit each other.
     """
     folder = require_place(folder)
     check_whole(pipeline)
@@ -128,7 +129,7 @@ def save(
             manifest = _write(pipeline, aside, name or folder.resolve().name, training or {}, clip, dtype)
             if card is not None or not (folder / CARD).exists():
                 atomic_write_text(aside / CARD, card if card is not None else default_card(manifest))
-            _move(aside, folder)
+            move_in(aside, folder)
     except OSError as error:
         raise CheckpointError(f"the pipeline {folder} could not be written: {error.strerror or error}") from error
     return folder
@@ -190,12 +191,6 @@ def _write_model(model: nn.Module, path: Path, dtype: torch.dtype | None) -> Par
     assert isinstance(model, Stored)
     config = model.config.model_dump(mode="json")
     return Part(file=path.name, kind=model.kind, sha256=sha256(path), config=config)
-
-
-def _move(aside: Path, folder: Path) -> None:
-    """pipeline.json goes last: with its sums it tells a whole folder from a half-moved one."""
-    for path in sorted(aside.iterdir(), key=lambda path: path.name == MANIFEST):
-        os.replace(path, folder / path.name)
 
 
 def _source(folder: Path, manifest: Manifest, role: str) -> Shelved:

@@ -12,6 +12,7 @@ from dalle_2 import bounds, cached
 from dalle_2.config import Settings, parse
 from dalle_2.errors import CheckpointError, ConfigError
 from dalle_2.json_file import read_object
+from dalle_2.paths import atomic_write_text
 from dalle_2.sampling.sampler_names import SamplerName
 
 MANIFEST, CARD = cached.MANIFEST, "README.md"
@@ -85,7 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Writes without what is left at its default."""
     values = {"format_version": manifest.format_version, **manifest.model_dump(mode="json", exclude_defaults=True)}
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    atomic_write_text(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
 
 def sha256(path: Path) -> str:
