@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, features
 
+from dalle_2.cli.main import main
 from dalle_2.data.image_folder import ImageFolder
 from dalle_2.errors import DataError
 from dalle_2.images import open_image, read_metadata, size_of
@@ -104,7 +105,34 @@ def test_odd_sides_are_decoded_smaller_too(tmp_path: Path, monkeypatch: pytest.M
     assert size_of(tmp_path / "x.jpg") == (5793, 5795)
 
 
+def test_upscale_says_what_was_read_smaller(
+    micro_pipeline: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (5801, 5800), 90).save("x.png", compress_level=1)
+    Image.new("L", (32, 32), 90).save("y.png")
+    assert main(["upscale", "x.png", "y.png", "--pipeline", str(micro_pipeline), "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    assert "x.png is 5801 x 5800: read as 2901 x 2900, as larger ones take too much memory" in said
+    assert "y.png is 32 x 32: read" not in said
+
+
 # Decoders that are slow, or take another copy
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow reads no JPEG 2000")
+def test_a_jpeg_2000_of_four_channels_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    for mode, wanted in (("RGBA", "24,000,000, as many as are read of a JPEG2000 of four channels"), ("RGB", "")):
+        Image.new(mode, (8, 8)).save(tmp_path / "x.j2k", no_jp2=True)
+        data = bytearray((tmp_path / "x.j2k").read_bytes())
+        data[8:16] = struct.pack(">II", 4900, 4900)  # of the image, and then of its one tile
+        data[24:32] = struct.pack(">II", 4900, 4900)
+        (tmp_path / "x.j2k").write_bytes(data)
+        with Image.open(tmp_path / "x.j2k") as image:
+            assert image.size == (4900, 4900)
+            if not wanted:
+                check_costs(image)
+                continue
+        refused(tmp_path / "x.j2k", f"4900 x 4900 pixels are more than {wanted}")
 
 
 def test_what_is_decoded_slowly_has_a_limit(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def upscale(
     folder_name(out)
 
     with loading(found.name, watch, quiet=quiet):
-        from dalle_2.images import open_image
+        from dalle_2.images import open_image, size_of
         from dalle_2.inference.generate import new_seed
         from dalle_2.inference.upscale import UpscaleSettings, batches, enlargement, upscaled
         from dalle_2.pipelines.folder import load
@@ -74,6 +74,9 @@ def upscale(
         plan, ways = settings.plan(loaded), [enlargement(loaded, image, settings) for image in images]
     folder = output_folder(out)
     for picture, image, way in zip(pictures, images, ways, strict=True):
+        if max(lies := size_of(picture)) > max(image.size):
+            read = f"{image.width} x {image.height}"
+            _note(f"{picture} is {lies[0]} x {lies[1]}: read as {read}, as larger ones take too much memory", quiet)
         if image.size != way.input:
             was, becomes = f"{image.width} x {image.height}", f"{way.input[0]} x {way.input[1]}"
             _note(f"{picture} is {was}: cropped and resized to {becomes} first", quiet)

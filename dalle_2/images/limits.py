@@ -16,6 +16,7 @@ _MAX_SIDE = 2**20  # so that two rows are a strip, see `dalle_2.images.strips`
 
 _COSTLY = ("WEBP", "AVIF", "JPEG2000")  # 12 to 16 bytes a pixel
 _MAX_COSTLY = 25_000_000
+_MAX_FOUR = 24_000_000  # of a JPEG 2000 with four channels, as its decoder keeps four bytes of each
 _MAX_TURNED = 70_000_000  # a TIFF is turned while it is loaded, in a second copy
 
 # What Pillow decodes in Python, pixel by pixel, at most so many of which take some seconds.
@@ -50,6 +51,8 @@ def _limits(image: Image.Image) -> Iterator[_Limit]:
     yield _Limit(MAX_PIXELS)
     if image.format in _COSTLY:
         yield _Limit(_MAX_COSTLY, image.format)
+    if image.format == "JPEG2000" and len(image.getbands()) > 3:
+        yield _Limit(_MAX_FOUR, "JPEG2000 of four channels")
     if (decoder := _decoder(image)) in _SLOW:
         yield _Limit(*_SLOW[decoder])
     if image.format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:

@@ -19,7 +19,7 @@ def writers(count: int, seed: int, folder: Path, *, links: bool = True) -> list[
     """What went wrong in so many tries, a third of them of each signal; what they came to is printed."""
     arguments = [str(seed), "0", str(count), str(folder), str(links)]
     command = [sys.executable, "-m", "hostile.drawings", *arguments]
-    done = subprocess.run(command, env=_surroundings(), stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=surroundings(), stdout=subprocess.PIPE, text=True, check=True)
     said = [json.loads(line) for line in done.stdout.splitlines()]
     left = sum(1 for _ in folder.rglob(".*"))
     pictures = sum(1 for _ in folder.rglob("x*"))
@@ -41,7 +41,7 @@ def commands(count: int, seed: int, folder: Path, pipeline: Path) -> list[str]:
         place.mkdir(parents=True)
         command = [sys.executable, "-m", "dalle_2", *GENERATE, "--format", ("png", "jpg")[number // 3 % 2]]
         command += ["--pipeline", str(pipeline), "--out", str(place), "--quiet"]
-        with subprocess.Popen(command, env=_surroundings(), stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(command, env=surroundings(), stderr=subprocess.PIPE) as process:
             while process.poll() is None and not any(place.iterdir()):
                 time.sleep(0.001)
             time.sleep(Random(f"{seed}/{number}").random() * 0.3)
@@ -56,6 +56,7 @@ def commands(count: int, seed: int, folder: Path, pipeline: Path) -> list[str]:
     return wrong
 
 
-def _surroundings() -> dict[str, str]:
+def surroundings() -> dict[str, str]:
+    """The environment of processes that know this package and these tests."""
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
