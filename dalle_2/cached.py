@@ -1,5 +1,6 @@
 """What lies in the local cache of the Hugging Face hub, whole or in part; wants neither network nor hub client."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
@@ -118,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _all(folder: Path, names: list[str] | tuple[str, ...]) -> bool:
-    return all((folder / name).exists() for name in names)
+    return all(os.path.exists(folder / name) for name in names)  # False for names that can be none
 
 
 def _has_weights(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from dalle_2.errors import ConfigError
-from dalle_2.plain_text import NotText, decoded
+from dalle_2.plain_text import decoded
 
 MOST_TOLD = 8  # problems in one message: a file can have a million
 
@@ -73,7 +73,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The content of a TOML file. Raises ConfigError if it is missing or not TOML."""
     try:
         return tomllib.loads(decoded(Path(os.path.expanduser(path)).read_bytes()))
-    except (tomllib.TOMLDecodeError, NotText) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of text, of a number of thousands of digits
         raise ConfigError(f"{path} is not a TOML file: {error}") from None
     except RecursionError:
         raise ConfigError(f"{path} is not a TOML file of settings: it is nested too deeply") from None

@@ -25,6 +25,7 @@ GLIDE = {  # the files of OpenAI's GLIDE, by role
 }  # fmt: skip
 GLIDE_DRAWS = [GLIDE["decoder"], GLIDE["decoder-inpaint"]]  # of which one must be there
 PLAN = "stages.json"  # in the folder `run` of a training: the stages that its recipe trains
+STAGE = re.compile(r"[\w-]{1,60}")
 
 
 def find_pipeline(source: str | os.PathLike[str]) -> Path:
@@ -83,7 +84,7 @@ def _check_finished(folder: Path) -> None:
         stages = read_object(folder / "run" / PLAN, "").get("stages")
     except CheckpointError:
         return
-    if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
+    if not isinstance(stages, list) or not all(isinstance(stage, str) and STAGE.fullmatch(stage) for stage in stages):
         return
     missing = [stage for stage in stages if not (folder / "run" / stage / "done.json").is_file()]
     at = f"stage {stages.index(missing[0]) + 1} of {len(stages)} ({missing[0]})" if missing else "its last step"

@@ -18,7 +18,7 @@ from dalle_2.sampling.sampler_names import SamplerName
 MANIFEST, CARD = cached.MANIFEST, "README.md"
 FORMAT_VERSION = 1
 
-PLAIN_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # no way out of the folder
+PLAIN_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$"  # no way out of the folder
 OPENCLIP = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*/[A-Za-z0-9][A-Za-z0-9_.+-]*$"  # no path to a file
 UPSAMPLER = re.compile(r"upsampler-([0-9]{1,6})")
 MOST_PARTS = 64

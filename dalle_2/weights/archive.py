@@ -8,9 +8,9 @@ from dalle_2.errors import CheckpointError
 
 def check_readable(path: Path) -> None:
     """Raises CheckpointError for a file that isn't there, is no regular one, or may not be read."""
-    if not path.is_file():
-        raise CheckpointError(f"there is no weight file {path}")
     try:
+        if not path.is_file():
+            raise CheckpointError(f"there is no weight file {path}")
         path.open("rb").close()
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None

@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from dalle_2.errors import Dalle2Error
-from hostile.harness import CANARY, Case
+from hostile.harness import CANARY, START_SECONDS, Case
 
 ROOM = 8 * 2**30  # of addresses, beyond those of the start: what keeps this machine alive, not what is tested
 
@@ -36,16 +36,20 @@ def main(arguments: dict[str, Any]) -> None:
     faulthandler.enable()
     module, _, attribute = arguments["cases"].partition(":")
     cases = getattr(importlib.import_module(module), attribute)
-    if "name" not in arguments:
+    if "plan" not in arguments:
         said.write(json.dumps(list(cases)))
         return
-    case: Case = cases[arguments["name"]]
     _limited()
-    said.write(json.dumps({"outcome": "ready", "limit": case.seconds}) + "\n")
-    for number in range(arguments["from"], arguments["to"]):
-        random = Random(f"{arguments['seed']}/{arguments['name']}/{number}")
-        told = _tried(case, random, Path("inputs") / str(number))
-        said.write(json.dumps({"number": number, "limit": case.seconds, **told}) + "\n")
+    for name, first, last in arguments["plan"]:
+        case: Case = cases[name]
+        if case.warm:
+            case.warm()
+        said.write(json.dumps({"case": name, "outcome": "ready", "limit": case.seconds}) + "\n")
+        for number in range(first, last):
+            random = Random(f"{arguments['seed']}/{name}/{number}")
+            told = _tried(case, random, Path("inputs") / str(number))
+            limit = case.seconds if number + 1 < last else START_SECONDS
+            said.write(json.dumps({"case": name, "number": number, "limit": limit, **told}) + "\n")
 
 
 def _limited() -> None:

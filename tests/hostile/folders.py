@@ -1,4 +1,4 @@
-"""Folders of pipelines, of CLIP, Karlo and GLIDE, and what lies in them besides weights.
+"""Folders of pipelines, of CLIP, Karlo and GLIDE, and what lies in them beside weights: tokenizers, lists, settings.
 
 A tiny sound folder of each is made once; for each input its files are linked, and one of them is damaged.
 """
@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -18,6 +19,7 @@ import karlo_rig
 import torch
 
 from dalle_2 import CLIPEncoder, load
+from dalle_2.errors import CheckpointError
 from dalle_2.models.clip_loading import load_clip
 from dalle_2.models.placement import Placement
 from dalle_2.pipelines.find import known_pipelines, locate
@@ -63,8 +65,8 @@ def _packed(random: Random, data: bytes) -> bytes:
     return gzip.compress(damaged(random, data))
 
 
-def one_of(base: Callable[[], Path], *patterns: str) -> Callable[[Random, Path], Path]:
-    """Folders like the base with one of the files spoilt that fit the patterns."""
+def case(base: Callable[[], Path], read: Callable[[Path], object], *patterns: str) -> Case:
+    """Folders like the base with one of the files spoilt that fit the patterns; the base is read once as it is."""
 
     def make(random: Random, folder: Path) -> Path:
         linked(base(), folder)
@@ -72,10 +74,21 @@ def one_of(base: Callable[[], Path], *patterns: str) -> Callable[[Random, Path],
         spoilt(random, random.choice(files))
         return folder
 
-    return make
+    def warm() -> None:
+        with suppress(CheckpointError):  # some are read for what they lack
+            read(linked(base(), fresh("sound")))
+
+    return Case(make, read, warm=warm)
 
 
 # Sound folders
+
+
+def fresh(name: str) -> Path:
+    """A new folder of this process."""
+    folder = Path(f"{name}-{os.getpid()}").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 @cache
@@ -95,7 +108,7 @@ def micro() -> Path:
         Decoder.from_config(DecoderConfig.model_validate({**SETTINGS["decoder"], "steps": 3})),
     )
     pipeline = DALLe2(*parts, CLIPEncoder(clip, tokenizer=tokenizer), device="cpu")
-    folder = save(pipeline, Path("micro").resolve(), training={"minutes": 1})
+    folder = save(pipeline, fresh("micro"), training={"minutes": 1})
     manifest = json.loads((folder / "pipeline.json").read_text())
     for part in manifest["parts"].values():
         part.pop("sha256")
@@ -108,17 +121,19 @@ def micro() -> Path:
 
 @cache
 def karlo() -> Path:
-    """A Karlo in the layout of diffusers."""
+    """A Karlo in the layout of diffusers, which takes long to make: the cases of one attack share it."""
     folder = Path("karlo").resolve()
-    if not (folder / "model_index.json").exists():
-        karlo_rig.build(folder)
+    if not folder.exists():
+        made = Path(f"karlo-{os.getpid()}")
+        karlo_rig.build(made)
+        made.rename(folder)
     return folder
 
 
 @cache
 def clip() -> Path:
     """A CLIP in the Hugging Face layout."""
-    folder, own = Path("clip").resolve(), karlo()
+    folder, own = fresh("clip"), karlo()
     folder.mkdir(exist_ok=True)
     tensors = read_tensors(own / "text_encoder" / "model.safetensors")
     tensors |= read_tensors(own / "image_encoder" / "model.safetensors") | {"logit_scale": torch.tensor(3.0)}
@@ -142,7 +157,7 @@ def clip() -> Path:
 @cache
 def slow_clip() -> Path:
     """Its vocabulary in the older form."""
-    folder = linked(clip(), Path("slow-clip").resolve())
+    folder = linked(clip(), fresh("slow-clip"))
     content = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
@@ -153,7 +168,7 @@ def slow_clip() -> Path:
 @cache
 def sharded_clip() -> Path:
     """Its weights in the pickled form, in a file that an index names."""
-    folder = linked(clip(), Path("sharded-clip").resolve())
+    folder = linked(clip(), fresh("sharded-clip"))
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").rename(folder / "pytorch_model-1.bin")
     names = read_tensors(folder / "pytorch_model-1.bin")
@@ -165,7 +180,7 @@ def sharded_clip() -> Path:
 @cache
 def glide() -> Path:
     """GLIDE's files, tiny."""
-    folder = Path("glide").resolve()
+    folder = fresh("glide")
     glide_rig.write(folder, "base.pt")
     return folder
 
@@ -253,32 +268,59 @@ TINY_GLIDE: dict[str, Any] = {
 
 # Recipes
 
+VALUES = [
+    "0", "-1", "1000000", "1000000000000000000", "1e308", "nan", "inf", '""', '"x"', "true", "[]", "[[]]", "{}",
+    "[1, 2]", '"../../etc"', "1979-05-27", "0.5", "3", '"' + "x" * 3000 + '"', "[" * 3000, "9" * 5000,
+]  # fmt: skip
+
 
 def recipe(random: Random, folder: Path) -> Path:
     """A recipe whose values or whose text isn't sound."""
-    from dalle_2.presets import RECIPES_TEXT as text
-
+    lines = dict(_lines())
+    for _ in range(random.choice([1, 1, 2, 5])):
+        lines[random.choice(list(lines))] = random.choice(VALUES)
+    text = "\n".join(f"{key} = {value}" for key, value in lines.items()).encode()
     path = folder / "recipe.toml"
-    path.write_bytes(damaged(random, text.encode()))
+    path.write_bytes(damaged(random, text) if random.random() < 0.3 else text)
     return path
 
 
-def _toml(values: dict[str, Any]) -> str:
-    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+@cache
+def _lines() -> dict[str, str]:
+    """Every setting of a recipe, as lines of TOML."""
+    from dalle_2.presets import resolve
+
+    made, left = dict[str, str](), [("", resolve(["shapes-tiny"]).model_dump(mode="json"))]
+    while left:
+        home, values = left.pop()
+        for name, value in values.items():
+            if isinstance(value, dict):
+                left.append((f"{home}{name}.", value))
+            elif value is not None:
+                made[f"{home}{name}"] = json.dumps(value)
+    return made
+
+
+def read_recipe(path: Path) -> None:
+    """As `dalle2 train` reads it."""
+    from dalle_2.presets import resolve
+
+    resolve([str(path)])
 
 
 CASES = {
-    "pipelines of ours": Case(one_of(micro, "*.safetensors", "*.json"), read_pipeline),
-    "manifests and lists of pictures": Case(one_of(micro, "pipeline.json", "seen-pictures.txt"), read_listed),
-    "unfinished trainings": Case(one_of(micro, "run/stages.json"), read_unfinished),
-    "tokenizers of ours": Case(one_of(micro, "tokenizer.json"), read_tokenizer),
-    "settings of a CLIP": Case(one_of(clip, "config.json", "preprocessor_config.json"), read_clip),
-    "weights of a CLIP": Case(one_of(clip, "model.safetensors"), read_clip),
-    "weights of a CLIP in several files": Case(one_of(sharded_clip, "*.bin", "*.index.json"), read_clip),
-    "tokenizers of a CLIP": Case(one_of(clip, "tokenizer*.json"), read_clip_tokenizer),
-    "vocabularies of a CLIP": Case(one_of(slow_clip, "vocab.json", "merges.txt"), read_clip_tokenizer),
-    "settings of a Karlo": Case(one_of(karlo, "model_index.json", "*/*.json"), read_karlo),
-    "weights of a Karlo": Case(one_of(karlo, "*/*.safetensors"), read_karlo),
-    "vocabularies of GLIDE": Case(one_of(glide, "*.gz"), read_glide_vocabulary),
-    "weights of GLIDE": Case(one_of(glide, "base.pt"), read_glide),
+    "pipelines of ours": case(micro, read_pipeline, "*.safetensors", "*.json"),
+    "manifests and lists of pictures": case(micro, read_listed, "pipeline.json", "seen-pictures.txt"),
+    "unfinished trainings": case(micro, read_unfinished, "run/stages.json"),
+    "tokenizers of ours": case(micro, read_tokenizer, "tokenizer.json"),
+    "settings of a CLIP": case(clip, read_clip, "config.json", "preprocessor_config.json"),
+    "weights of a CLIP": case(clip, read_clip, "model.safetensors"),
+    "weights of a CLIP in several files": case(sharded_clip, read_clip, "*.bin", "*.index.json"),
+    "tokenizers of a CLIP": case(clip, read_clip_tokenizer, "tokenizer*.json"),
+    "vocabularies of a CLIP": case(slow_clip, read_clip_tokenizer, "vocab.json", "merges.txt"),
+    "settings of a Karlo": case(karlo, read_karlo, "model_index.json", "*/*.json"),
+    "weights of a Karlo": case(karlo, read_karlo, "*/*.safetensors"),
+    "vocabularies of GLIDE": case(glide, read_glide_vocabulary, "*.gz"),
+    "recipes": Case(recipe, read_recipe),
+    "weights of GLIDE": case(glide, read_glide, "base.pt"),
 }

@@ -39,13 +39,15 @@ class Case:
     """A kind of input, and what reads it.
 
     make: writes one input into an empty folder and gives what `read` takes. read: ends well, or raises one of
-    `dalle_2.errors`. memory: bytes that it may take, at most. seconds: that it may last.
+    `dalle_2.errors`. memory: bytes that it may take, at most. seconds: that it may last. warm: called once before, for
+    imports and for sound files to damage, which are no part of what is measured.
     """
 
     make: Callable[[Random, Path], Any]
     read: Callable[[Any], object]
     memory: int = 2**30
     seconds: float = 10
+    warm: Callable[[], object] | None = None
 
 
 class Failure(NamedTuple):
@@ -97,13 +99,11 @@ def attack(cases: str, tries: int, *, names: Iterable[str] | None = None, seed: 
     """
     seed = seed_of() if seed is None else seed
     wanted = list(names) if names is not None else _names(cases)
-    failures: list[Failure] = []
+    plan = [Share(name, 0, tries // len(wanted) + (place < tries % len(wanted))) for place, name in enumerate(wanted)]
     print(f"\n{cases}, {tries:,} tries, seed {seed} (DALLE2_TRIES, DALLE2_SEED)")
-    for place, name in enumerate(wanted):
-        share = tries // len(wanted) + (place < tries % len(wanted))
-        tally, failed = _attacked(cases, name, share, seed)
-        failures += failed
-        print(f"  {name}: {tally}", flush=True)
+    tallies, failures = _attacked(cases, plan, seed)
+    for name, tally in tallies.items():
+        print(f"  {name}: {tally}")
     for failure in failures[:6]:
         print(f"  {failure}")
     if failures:
@@ -111,41 +111,52 @@ def attack(cases: str, tries: int, *, names: Iterable[str] | None = None, seed: 
     return failures
 
 
-def _attacked(cases: str, name: str, tries: int, seed: int) -> tuple[Tally, list[Failure]]:
-    tally, failures, done = Tally(), list[Failure](), 0
+class Share(NamedTuple):
+    """Which numbers of a case are yet to be tried."""
+
+    case: str
+    first: int
+    last: int
+
+
+def _attacked(cases: str, plan: list[Share], seed: int) -> tuple[dict[str, Tally], list[Failure]]:
+    """Until nothing of the plan is left: with one child more for each that ended early."""
+    tallies, failures = {share.case: Tally() for share in plan}, list[Failure]()
     with tempfile.TemporaryDirectory(prefix="dalle2-hostile-") as work:
-        while done < tries:  # once more for each child that ended early
-            for outcome in _child(cases, name, seed, range(done, tries), Path(work)):
-                tally.add(outcome["outcome"], outcome["seconds"], outcome["memory"])
-                if outcome["outcome"] not in GOOD:
-                    kept = _keep(Path(work), name, seed, outcome)
-                    failures.append(Failure(name, outcome["number"], outcome["outcome"], outcome["said"], kept))
-                done = outcome["number"] + 1
-    return tally, failures
+        while plan := [share for share in plan if share.first < share.last]:
+            for told in _child(cases, plan, seed, Path(work)):
+                name, number = told["case"], told["number"]
+                tallies[name].add(told["outcome"], told["seconds"], told["memory"])
+                if told["outcome"] not in GOOD:
+                    kept = _keep(Path(work), name, seed, told)
+                    failures.append(Failure(name, number, told["outcome"], told["said"], kept))
+                plan = [share._replace(first=number + 1) if share.case == name else share for share in plan]
+    return tallies, failures
 
 
-def _child(cases: str, name: str, seed: int, numbers: range, work: Path) -> Iterator[dict[str, Any]]:
+def _child(cases: str, plan: list[Share], seed: int, work: Path) -> Iterator[dict[str, Any]]:
     """What a child says of its inputs, and of the one that it ended with if it didn't come to the last."""
-    arguments = json.dumps({"cases": cases, "name": name, "seed": seed, "from": numbers.start, "to": numbers.stop})
-    errors = work / "stderr.txt"
+    arguments, errors = json.dumps({"cases": cases, "plan": plan, "seed": seed}), work / "stderr.txt"
     with errors.open("wb") as stream, _started(arguments, work, stream) as process:
-        next_one, began, limits = numbers.start, time.monotonic(), [float(START_SECONDS)]
+        at, left, began, limits = "", {share.case: share for share in plan}, time.monotonic(), [float(START_SECONDS)]
         for line in _lines(process, limits):
             said, began = json.loads(line), time.monotonic()
             limits.append(said["limit"])
+            at = said["case"]
             if said["outcome"] != "ready":
-                next_one = said["number"] + 1
+                left[at] = left[at]._replace(first=said["number"] + 1)
                 yield said
-        timed_out = process.poll() is None and next_one < numbers.stop
+        timed_out = process.poll() is None
         process.kill()
         process.wait()
-    if next_one < numbers.stop:
-        kind = "hang" if timed_out else "died"
-        told = errors.read_text(errors="replace").strip()[-2000:]
-        said = f"over {limits[-1]} s: {told}" if timed_out else f"status {process.returncode}: {told}"
-        if len(limits) == 1:
-            raise RuntimeError(f"a child of {cases} did not start: {said}")
-        yield {"number": next_one, "outcome": kind, "said": said, "seconds": time.monotonic() - began, "memory": 0}
+    if all(share.first >= share.last for share in left.values()):
+        return
+    told = errors.read_text(errors="replace").strip()[-2000:]
+    said = f"over {limits[-1]} s: {told}" if timed_out else f"status {process.returncode}: {told}"
+    if at == "" or left[at].first >= left[at].last:
+        raise RuntimeError(f"a child of {cases} could not begin: {said}")
+    outcome = {"case": at, "number": left[at].first, "outcome": "hang" if timed_out else "died", "said": said}
+    yield {**outcome, "seconds": time.monotonic() - began, "memory": 0}
 
 
 def _started(arguments: str, work: Path, errors: Any) -> subprocess.Popen[bytes]:

@@ -258,10 +258,29 @@ def _written(path: Path, data: bytes) -> Path:
     return path
 
 
+def sound_files() -> None:
+    """Every kind is made once and read once."""
+    for kind in SETTINGS:
+        for suffix in (".safetensors", ".pth"):
+            stored(kind, suffix)
+            load_model(Path(f"base-{kind}{suffix}"))
+            shelved(Path(f"base-{kind}{suffix}"))()
+
+
+def sound_dvae() -> None:
+    """Both forms are made once and read once."""
+    folder = Path("sound-dvae")
+    folder.mkdir(exist_ok=True)
+    for archive in (True, False):
+        for part in ("encoder", "decoder"):
+            (folder / f"{part}.pkl").write_bytes(dvae_file(part, archive))
+        read_dvae(folder)
+
+
 CASES = {
-    "settings in our weight files": Case(settings, read_own),
-    "our weight files": Case(layout, read_own),
-    "our weight files of torch.save": Case(pickled, read_own),
-    "state dicts and trainers' states": Case(unlabelled, read_own),
-    "OpenAI's dVAE": Case(dvae, read_dvae),
+    "settings in our weight files": Case(settings, read_own, warm=sound_files),
+    "our weight files": Case(layout, read_own, warm=sound_files),
+    "our weight files of torch.save": Case(pickled, read_own, warm=sound_files),
+    "state dicts and trainers' states": Case(unlabelled, read_own, warm=sound_files),
+    "OpenAI's dVAE": Case(dvae, read_dvae, warm=sound_dvae),
 }
