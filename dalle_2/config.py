@@ -73,7 +73,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The content of a TOML file. Raises ConfigError if it is missing or not TOML."""
     try:
         return tomllib.loads(decoded(Path(os.path.expanduser(path)).read_bytes()))
-    except (ValueError, RecursionError) as error:  # of TOML, of text, of a number of thousands of digits
+    except ValueError as error:  # of TOML, of text, of a number of thousands of digits
         raise ConfigError(f"{path} is not a TOML file: {error}") from None
     except RecursionError:
         raise ConfigError(f"{path} is not a TOML file of settings: it is nested too deeply") from None

@@ -1,6 +1,7 @@
 """Where a pipeline lies: a shipped name, a folder, or an id on the hub."""
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
