@@ -24,6 +24,7 @@ from dalle_2.metadata import read_metadata
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ENDS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+HANGS = 30  # seconds
 INSTANTS = 0.03  # seconds from the first picture on, in which a signal comes
 
 
@@ -53,6 +54,8 @@ def _tried(kind: signal.Signals, after: float, folder: Path, links: bool) -> int
 
 
 def _write(folder: Path, told: int, links: bool) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
+    signal.alarm(HANGS)
     if not links:
         os.link = _no_links
     pictures = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (24, 24, 3), np.uint8)) for k in range(4)]
