@@ -146,7 +146,7 @@ class DALLe2Trainer:
         self.passes = Passes(self.settings.seed)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self._log = TrainingLog(self.save_dir)
-        self._token: str | None = None  # of the state that this trainer last wrote or read
+        self._tokens: list[str] = []  # of the states that this trainer read, wrote, or could not write to the end
 
     # What a caller runs
 
@@ -205,11 +205,11 @@ class DALLe2Trainer:
         whose groups hold what can't be read back.
         """
         self._check_place()
-        token = secrets.token_hex(8)
+        self._tokens = [*self._tokens[-1:], token := secrets.token_hex(8)]
         save_state(self.save_dir, self._state(), {**self._run(), "token": token})
         self._log.flush()
         self._mirror.upload(self.save_dir)
-        self._token = token
+        self._tokens = [token]
 
     @undisturbed
     def resume(self) -> bool:
@@ -222,7 +222,8 @@ class DALLe2Trainer:
         state = load_state(self.save_dir)
         if state is not None:
             self._restore(state)
-            self._token = (saved_run(self._mirror.committed()) or {}).get("token")
+            token = (saved_run(self._mirror.committed()) or {}).get("token")
+            self._tokens = [] if token is None else [token]
         return state is not None
 
     # The loop
@@ -355,7 +356,7 @@ class DALLe2Trainer:
         if there is None:
             return
         check_same_run(there, self._run(), self.place)
-        if self._token is not None and there.get("token") != self._token:
+        if self._tokens and there.get("token") not in self._tokens:
             raise UsageError(
                 f"another trainer has saved a state in {self.place} since this one did: "
                 "give each trainer a save_dir of its own"
