@@ -368,7 +368,7 @@ def test_the_fingerprint_is_computed_once_for_all_sizes(tmp_path: Path, monkeypa
     write(tmp_path / "b.txt", "broken")
     data = ImageFolder(tmp_path, 8)
     fingerprint = data.fingerprint()
-    monkeypatch.setattr(type(data), "_bytes", None)  # what it is made of
+    monkeypatch.setattr(type(data), "_stamp", None)  # what it is made of
     larger = data.at_size(16)
     assert larger.fingerprint() == data.fingerprint() == fingerprint
     assert (larger[0].image.shape, data[0].image.shape) == ((16, 16, 3), (8, 8, 3))
