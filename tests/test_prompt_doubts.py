@@ -112,7 +112,7 @@ def test_pictures_sort_in_the_order_in_which_they_were_made(
 
 def test_numbers_have_the_digits_of_the_last(workdir: Path) -> None:
     picture = Image.new("RGB", (1, 1))
-    run = Run(Path("out"), "png", quiet=True, as_json=False)
+    run = Run(Path("out"), "png", grid=False, quiet=True, as_json=False)
     run.digits = 4
     run.save(Generation(index, RED, 5 + index, picture, {}) for index in range(3))
     assert [path.stem.split("-")[-2] for path in sorted(Path("out").iterdir())] == ["0000", "0001", "0002"]

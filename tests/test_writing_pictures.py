@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,60 +28,57 @@ from dalle_2.training.log import TrainingLog
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
 
 
-@pytest.fixture
-def room() -> Iterator[Callable[[int], None]]:
-    """Says how many bytes a file of this process may have, as on a disk that gets full in the middle of one: the
-    system takes a part of what is written, and refuses the rest."""
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """Inside, a file of this process may have so many bytes, as on a disk that gets full in the middle of one: the
+    system takes a part of what is written, and refuses the rest. Not for longer: a log of the tests is a file, too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @contextmanager
-def no_room() -> Iterator[None]:
-    with pytest.raises(OSError) as caught:
+def no_room(size: int) -> Iterator[None]:
+    with pytest.raises(OSError) as caught, room(size):
         yield
     assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_picture_that_does_not_fit_is_an_error_and_no_file(
-    suffix: str, tmp_path: Path, room: Callable[[int], None]
-) -> None:
+def test_a_picture_that_does_not_fit_is_an_error_and_no_file(suffix: str, tmp_path: Path) -> None:
     whole = save_new(NOISE, tmp_path / "whole", "x", suffix, {"seed": 1}).stat().st_size
     for share in (0.0, 0.2, 0.5, 0.9):
-        room(int(whole * share))
-        with no_room():
+        with no_room(int(whole * share)):
             save_new(NOISE, tmp_path / "cut", "x", suffix, {"seed": 1})
         assert not list((tmp_path / "cut").iterdir())
-    room(whole)
     assert read_metadata(save_new(NOISE, tmp_path / "cut", "x", suffix, {"seed": 1})) == {"seed": 1}
 
 
-def test_pillow_itself_loses_the_end_of_a_jpeg(tmp_path: Path, room: Callable[[int], None]) -> None:
+def test_pillow_itself_loses_the_end_of_a_jpeg(tmp_path: Path) -> None:
     """Or the test above would prove nothing."""
     NOISE.save(tmp_path / "whole.jpg", quality=95)
-    room((tmp_path / "whole.jpg").stat().st_size // 2)
-    NOISE.save(tmp_path / "cut.jpg", quality=95)
+    with room((tmp_path / "whole.jpg").stat().st_size // 2):
+        NOISE.save(tmp_path / "cut.jpg", quality=95)
     with pytest.raises(OSError, match="truncated"), Image.open(tmp_path / "cut.jpg") as image:
         image.load()
 
 
-def test_sheets_and_token_tables_that_do_not_fit_are_errors_too(tmp_path: Path, room: Callable[[int], None]) -> None:
+def test_sheets_and_token_tables_that_do_not_fit_are_errors_too(tmp_path: Path) -> None:
     data = Shapes(8, 40)
 
     def tokens() -> np.ndarray:
         return caption_tokens(data, lambda texts: torch.ones(len(texts), 60), tmp_path, tokenizer_id="t")
 
-    room(4000)
-    with no_room():  # numpy's own error has no number, and is taken for a fault of the program
+    with no_room(4000):  # numpy's own error has no number, and is taken for a fault of the program
         tokens()
-    with no_room():
+    with no_room(4000):
         TrainingLog(tmp_path).picture(1, NOISE)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    room(10**6)
     assert np.array_equal(tokens(), np.ones((40, 60), np.int32))
     assert np.load(next(tmp_path.glob("tokens-*.npy"))).dtype == np.int32
 
