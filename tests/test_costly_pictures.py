@@ -262,3 +262,17 @@ class TestPipes:
         os.mkfifo(tmp_path / "b.png")
         assert data[1].caption == "a picture"
         assert data.report().names == {"not a picture": ("b.png",)}
+
+
+def test_a_file_of_captions_has_a_limit(tmp_path: Path) -> None:
+    """Holes, which a disk stores as nothing, and memory doesn't."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("a picture")
+    os.truncate(tmp_path / "b.txt", 2**24 + 1)
+    data = ImageFolder(tmp_path, 8)
+    assert data.report().names == {"caption can't be read": ("b.png",)}
+    (tmp_path / "captions.csv").touch()
+    os.truncate(tmp_path / "captions.csv", 2**30 + 1)
+    with pytest.raises(DataError, match=r"captions\.csv has 1,073,741,825 bytes, and captions at most 1,073,741,824"):
+        ImageFolder(tmp_path, 8)

@@ -21,6 +21,7 @@ STEMS = ("captions", "metadata")
 TABLES = tuple(f"{stem}.{suffix}" for stem in STEMS for suffix in ("csv", "tsv", "jsonl"))
 OTHERS = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".arrow")
 BESIDE = (".txt", ".caption", ".json")
+MOST_BESIDE, MOST_OF_A_TABLE = 2**24, 2**30  # bytes
 
 # picture -> its captions, normalised; an empty tuple where there are none
 Captions = dict[str, tuple[str, ...]]
@@ -193,7 +194,10 @@ def _json(folder: Folder, name: str) -> tuple[str, ...]:
 
 def _text(folder: Folder, name: str) -> str:
     label = f"{folder.label}/{name}"
+    most = MOST_OF_A_TABLE if is_table(name) else MOST_BESIDE
     try:
+        if (size := folder.size(name)) > most:
+            raise DataError(f"{label} has {size:,} bytes, and captions at most {most:,}: split it, or leave it out")
         return decoded(folder.read(name), label)
     except OSError as error:
         raise DataError(f"can't read the captions in {label}: {error.strerror or error}") from None
