@@ -175,6 +175,15 @@ def test_no_name_is_an_error(tmp_path: Path) -> None:
 # Signals
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Ctrl-C, which what runs in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("made_of_it", [None, RuntimeError, ImportError])
 def test_the_status_tells_the_signal_whatever_a_library_makes_of_it(
