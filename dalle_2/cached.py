@@ -21,6 +21,7 @@ WEIGHT_FILES = (
 )  # fmt: skip
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 VARIANTS = ("", "fp16", "bf16")
+LONGEST_NAME = 255  # of a file, on every system
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # in one form or the other
 
 
@@ -71,10 +72,14 @@ def parts_of(weights: Path) -> list[str]:
     if weights.suffix != ".json":
         return [weights.name]
     table = read_object(weights, f"there is no {weights}").get("weight_map")
-    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+    if not isinstance(table, dict) or not all(map(_is_name, table.values())):
         raise CheckpointError(f"{weights} is damaged: it has no weight_map of file names")
     # Only plain names: an index must not lead out of its folder.
     return sorted({Path(name).name for name in table.values()})
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= LONGEST_NAME
 
 
 def read_forms(paths: Iterable[PurePath]) -> list[PurePath]:

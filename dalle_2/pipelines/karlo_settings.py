@@ -230,7 +230,7 @@ def _attending(config: Config) -> list[int]:
 
 
 def _blocks(config: Config) -> str:
-    return ", ".join([*config.get("down_block_types", ()), *config.get("up_block_types", ())])
+    return ", ".join([*config.get("down_block_types", ()), *config.get("up_block_types", ())])[:400]
 
 
 def _check(part: str, config: Config, wanted: Config, defaults: Config | None = None) -> None:
@@ -238,5 +238,5 @@ def _check(part: str, config: Config, wanted: Config, defaults: Config | None = 
     defaults = {**wanted, **(defaults or {})}
     wrong = [name for name, value in wanted.items() if config.get(name, defaults[name]) != value]
     if wrong:
-        named = ", ".join(f"{name} {config.get(name)!r} (known: {wanted[name]!r})" for name in wrong)
+        named = ", ".join(f"{name} {repr(config.get(name))[:80]} (known: {wanted[name]!r})" for name in wrong)
         raise CheckpointError(f"the {part} has settings that are not known here: {named}")

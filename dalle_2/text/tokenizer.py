@@ -59,10 +59,13 @@ class OwnEntry(BaseModel):
     known_words: list[str] = Field(max_length=KNOWN_WORDS)
 
 
+TokenName = Annotated[str, Field(max_length=256)]
+
+
 class NamedToken(BaseModel):
     """A token as a record."""
 
-    content: str
+    content: TokenName
 
 
 class ClipEntry(BaseModel):
@@ -70,9 +73,9 @@ class ClipEntry(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
 
-    bos_token: str | NamedToken | None = None
-    eos_token: str | NamedToken | None = None
-    pad_token: str | NamedToken | None = None
+    bos_token: TokenName | NamedToken | None = None
+    eos_token: TokenName | NamedToken | None = None
+    pad_token: TokenName | NamedToken | None = None
     model_max_length: float | None = Field(None, ge=2)
 
     @property

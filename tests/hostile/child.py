@@ -47,7 +47,9 @@ def main(arguments: dict[str, Any]) -> None:
         said.write(json.dumps({"case": name, "outcome": "ready", "limit": case.seconds}) + "\n")
         for number in range(first, last):
             random = Random(f"{arguments['seed']}/{name}/{number}")
+            faulthandler.dump_traceback_later(0.9 * case.seconds)  # for whoever is told of a hang
             told = _tried(case, random, Path("inputs") / str(number))
+            faulthandler.cancel_dump_traceback_later()
             limit = case.seconds if number + 1 < last else START_SECONDS
             said.write(json.dumps({"case": name, "number": number, "limit": limit, **told}) + "\n")
 

@@ -59,7 +59,7 @@ def spoilt(random: Random, path: Path) -> None:
 
 def _packed(random: Random, data: bytes) -> bytes:
     if random.random() < 0.02:
-        return gzip.compress(bytes(2**28), 1)
+        return gzip.compress(bytes(2**27), 1)
     if data.startswith(b"{") and random.random() < 0.8:
         return gzip.compress(as_json(random, changed(random, json.loads(data))))
     return gzip.compress(damaged(random, data))

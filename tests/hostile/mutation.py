@@ -110,7 +110,7 @@ def _change(random: Random, inner: Any, key: Any) -> None:
     elif way < 0.9 and isinstance(inner, dict):
         inner[f"{key}{random.choice(['', '_', 'x' * 300])}x"] = inner.pop(key)
     elif isinstance(value, list) and value:
-        inner[key] = value * random.choice([0, 2, 1000])
+        inner[key] = value * random.choice([0, 2, 1000 if len(value) < 100 else 3])
     elif isinstance(inner, dict):
         inner[random.choice(list(inner))] = copy.deepcopy(value)
     else:
@@ -124,7 +124,7 @@ def packed(data: bytes, random: Random) -> bytes:
         names = old.namelist()
         large = random.choice(names)
         for name in names:
-            new.writestr(name, bytes(2**28) if name == large else old.read(name))
+            new.writestr(name, bytes(2**24) if name == large else old.read(name))
     return made.getvalue()
 
 

@@ -258,6 +258,7 @@ def _written(path: Path, data: bytes) -> Path:
     return path
 
 
+@cache
 def sound_files() -> None:
     """Every kind is made once and read once."""
     for kind in SETTINGS:
