@@ -172,13 +172,13 @@ def _clear_once(folder: Path) -> None:
         _clear(path, _WHILE)
 
 
-def clear_leftovers(folder: Path, *, alone: bool = False) -> None:
-    """Removes what killed processes left half-written in a folder, in which no other one is at work, and those below
-    it.
+def clear_leftovers(folder: Path, *, alone: bool = False, below: bool = True) -> None:
+    """Removes what killed processes left half-written in a folder, in which no other one is at work.
 
     alone: nobody else can be writing there, so that no numbers of processes are asked, which systems give anew.
+    below: in the folders within it, too.
     """
-    for path in [*folder.rglob(".*")]:
+    for path in [*(folder.rglob(".*") if below else folder.glob(".*"))]:
         _clear(path, 0, alone=alone)
 
 

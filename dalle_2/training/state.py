@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dalle_2.errors import CheckpointError
-from dalle_2.paths import atomic_path, atomic_write_text
+from dalle_2.paths import atomic_path, atomic_write_text, clear_leftovers
 from dalle_2.training.plain import plain
 
 STATE, PREVIOUS = "state.pth", "state-previous.pth"
@@ -53,7 +53,11 @@ def save_state(folder: Path, state: dict[str, Any], run: Mapping[str, Any] | Non
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest whole state, or None where nothing was ever saved. Raises CheckpointError if none of them is whole."""
+    """The newest whole state, or None where nothing was ever saved. Raises CheckpointError if none of them is whole.
+
+    What killed processes left of theirs goes.
+    """
+    clear_leftovers(folder, below=False)
     paths = [folder / name for name in (STATE, PREVIOUS) if (folder / name).exists()]
     if not paths:
         return None
